@@ -1,0 +1,50 @@
+//! puter: virtual machines with the ease of containers, without root.
+//!
+//! One executable holds every personality; [`dispatch`] picks one by the name it was called by.
+//! ARCHITECTURE.md names the parts, their invariants and where to change what.
+
+pub mod agent;
+pub mod cli;
+pub mod daemon;
+pub mod dhcp;
+pub mod disk;
+pub mod hypervisor;
+pub mod image;
+pub mod net;
+pub mod protocol;
+pub mod vm;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// The version that every personality reports.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Exit code of a command line that could not be understood.
+pub const USAGE: u8 = 2;
+
+/// Runs the personality named by the last component of `argv[0]`; under any other name the first
+/// argument is the name (`puter-multi puterd …`).
+pub fn dispatch(mut argv: Vec<OsString>) -> ExitCode {
+    for attempt in 0..2 {
+        let Some(first) = argv.first() else { break };
+        let name = Path::new(first).file_name().unwrap_or(first).to_string_lossy().into_owned();
+        let personality: fn(Vec<OsString>) -> ExitCode = match name.as_str() {
+            "puter" => cli::main,
+            "puterd" => daemon::main,
+            "puter-agent" => agent::main,
+            "puter-emulator" => hypervisor::emulator::main,
+            _ if attempt == 0 => {
+                argv.remove(0);
+                continue;
+            }
+            _ => break,
+        };
+        return personality(argv.split_off(1));
+    }
+    eprintln!(
+        "puter: call this file as puter, puterd, puter-agent or puter-emulator, or give that name as the first argument"
+    );
+    ExitCode::from(USAGE)
+}

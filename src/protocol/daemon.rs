@@ -1,0 +1,76 @@
+//! puterd's HTTP API, version 1: JSON bodies on a Unix socket.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use super::address::{Mac, Subnet};
+
+/// Answer to `GET /v1/status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// puterd's version.
+    pub version: String,
+    pub pid: u32,
+    /// The user whom puterd serves.
+    pub uid: u32,
+    /// The bridge's interface name.
+    pub bridge: String,
+    /// The bridge's address and prefix.
+    pub subnet: Subnet,
+    /// How many TAPs there are.
+    pub taps: usize,
+    /// Seconds since puterd started.
+    pub uptime: u64,
+}
+
+/// Body of `POST /v1/taps`. The same request twice answers with the same TAP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TapRequest {
+    /// The VM's name.
+    pub vm: String,
+    /// The VM's id, which decides its addresses.
+    pub id: u32,
+    /// Whether the bridge keeps this VM from reaching other isolated VMs.
+    #[serde(default)]
+    pub isolated: bool,
+}
+
+/// A TAP, in the answers to `POST /v1/taps` and, as a list, `GET /v1/taps`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tap {
+    pub vm: String,
+    pub id: u32,
+    /// The interface's name.
+    pub name: String,
+    pub mac: Mac,
+    pub ip: Ipv4Addr,
+    pub isolated: bool,
+    /// Whether a hypervisor holds the TAP open.
+    pub attached: bool,
+}
+
+/// An address that a guest obtained, in the answer to `GET /v1/leases`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    pub vm: String,
+    pub mac: Mac,
+    pub ip: Ipv4Addr,
+    /// The name the guest gave, if any; untrusted.
+    pub hostname: Option<String>,
+    /// Seconds until the lease ends.
+    pub remaining: u64,
+}
+
+/// Body of every answer whose status is 400 or above.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    pub error: ErrorDetail,
+}
+
+/// What went wrong: a word for programs and a sentence for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorDetail {
+    pub code: String,
+    pub message: String,
+}

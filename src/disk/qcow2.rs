@@ -1,0 +1,248 @@
+//! qcow2 version 3: making an overlay and reading a header.
+//!
+//! Source: QEMU's docs/interop/qcow2.txt. An overlay begins as one file of four clusters (header, refcount table, one
+//! refcount block, L1 table); the hypervisor allocates everything else.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+
+const MAGIC: u32 = 0x5146_49fb;
+const VERSION: u32 = 3;
+const CLUSTER_BITS: u32 = 16;
+const CLUSTER: u64 = 1 << CLUSTER_BITS;
+/// Length of a version 3 header without the optional compression field's padding.
+const HEADER_LENGTH: u32 = 104;
+/// Refcounts are 16 bits wide: 2 to the power of this order.
+const REFCOUNT_ORDER: u32 = 4;
+/// Header extension: the format of the backing file.
+const BACKING_FORMAT: u32 = 0xe279_2aca;
+/// An L1 entry covers one L2 table's clusters.
+const BYTES_PER_L1_ENTRY: u64 = CLUSTER * (CLUSTER / 8);
+/// The longest backing file name that the format allows, in bytes.
+const MAX_BACKING: usize = 1023;
+/// The largest disk puter makes, in bytes: its L1 table still fits in a few clusters.
+pub const MAX_SIZE: u64 = 64 << 40;
+
+/// Format of a backing file, written into the overlay so that nobody has to guess it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Raw,
+    Qcow2,
+}
+
+impl Format {
+    fn name(self) -> &'static str {
+        match self {
+            Format::Raw => "raw",
+            Format::Qcow2 => "qcow2",
+        }
+    }
+}
+
+/// What a qcow2 header says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Size of the disk that the guest sees, in bytes.
+    pub size: u64,
+    /// The file that holds what the overlay does not.
+    pub backing: Option<PathBuf>,
+}
+
+/// Makes `path` an empty overlay of `size` bytes over `backing`; whole and synced, or not there at all.
+///
+/// The backing file's name is stored absolute: cloud-hypervisor before v54 resolves a relative one against its own
+/// working directory.
+///
+/// # Errors
+/// When `path` exists, the size is not a multiple of 512 or beyond [`MAX_SIZE`], the backing file is missing or larger
+/// than `size`, its path is too long, or a write fails.
+pub fn create_overlay(path: &Path, backing: &Path, format: Format, size: u64) -> Result<()> {
+    let backing =
+        std::fs::canonicalize(backing).with_context(|| format!("cannot find the base {}", backing.display()))?;
+    let base_size = match format {
+        Format::Raw => std::fs::metadata(&backing)?.len(),
+        Format::Qcow2 => read_header(&backing)?.size,
+    };
+    ensure!(
+        size >= base_size,
+        "a disk of {size} bytes is smaller than its base {}, which has {base_size}",
+        backing.display()
+    );
+    let image = overlay_bytes(&backing, format, size)?;
+    let parent = path.parent().context("the overlay's path has no directory")?;
+    let write = || -> std::io::Result<()> {
+        let file = File::create_new(path)?;
+        file.write_all_at(&image, 0)?;
+        file.sync_all()?;
+        File::open(parent)?.sync_all()
+    };
+    write().map_err(|error| {
+        if error.kind() != ErrorKind::AlreadyExists {
+            let _ = std::fs::remove_file(path);
+        }
+        anyhow::Error::new(error).context(format!("cannot write the disk {}", path.display()))
+    })
+}
+
+fn overlay_bytes(backing: &Path, format: Format, size: u64) -> Result<Vec<u8>> {
+    ensure!(size > 0 && size.is_multiple_of(512), "a disk's size must be a multiple of 512 bytes, not {size}");
+    ensure!(size <= MAX_SIZE, "a disk of {size} bytes is too large: the limit is {MAX_SIZE} bytes");
+    let name = backing.as_os_str().as_bytes();
+    ensure!(
+        name.len() <= MAX_BACKING,
+        "the path {} has {} bytes, qcow2 allows {MAX_BACKING}; choose a shorter PUTER_HOME",
+        backing.display(),
+        name.len()
+    );
+    let l1_entries = size.div_ceil(BYTES_PER_L1_ENTRY);
+    let l1_clusters = (l1_entries * 8).div_ceil(CLUSTER);
+    let (refcount_table, refcount_block, l1_table) = (CLUSTER, 2 * CLUSTER, 3 * CLUSTER);
+    let clusters = 3 + l1_clusters;
+    let name_offset = u64::from(HEADER_LENGTH) + 16 + 8;
+
+    let mut header = Vec::with_capacity(name_offset as usize + name.len());
+    let u32s = |header: &mut Vec<u8>, values: &[u32]| values.iter().for_each(|v| header.extend(v.to_be_bytes()));
+    u32s(&mut header, &[MAGIC, VERSION]);
+    header.extend(name_offset.to_be_bytes());
+    u32s(&mut header, &[name.len() as u32, CLUSTER_BITS]);
+    header.extend(size.to_be_bytes());
+    u32s(&mut header, &[0, l1_entries as u32]);
+    header.extend(l1_table.to_be_bytes());
+    header.extend(refcount_table.to_be_bytes());
+    u32s(&mut header, &[1, 0]);
+    header.extend([0; 8]); // snapshot table
+    header.extend([0; 24]); // incompatible, compatible and autoclear features
+    u32s(&mut header, &[REFCOUNT_ORDER, HEADER_LENGTH]);
+    let format_name = format.name().as_bytes();
+    u32s(&mut header, &[BACKING_FORMAT, format_name.len() as u32]);
+    let mut padded = [0; 8];
+    padded[..format_name.len()].copy_from_slice(format_name);
+    header.extend(padded);
+    u32s(&mut header, &[0, 0]); // end of the extensions
+    debug_assert_eq!(header.len() as u64, name_offset);
+    header.extend(name);
+
+    let mut image = vec![0; (clusters * CLUSTER) as usize];
+    image[..header.len()].copy_from_slice(&header);
+    image[refcount_table as usize..][..8].copy_from_slice(&refcount_block.to_be_bytes());
+    for cluster in 0..clusters as usize {
+        image[refcount_block as usize + 2 * cluster..][..2].copy_from_slice(&1_u16.to_be_bytes());
+    }
+    Ok(image)
+}
+
+/// Reads and checks the header of the qcow2 file at `path`.
+///
+/// # Errors
+/// When the file cannot be read, is no qcow2 of version 2 or 3, or its backing name lies outside the first cluster.
+pub fn read_header(path: &Path) -> Result<Header> {
+    let file = File::open(path).with_context(|| format!("cannot open the disk {}", path.display()))?;
+    let mut head = Vec::new();
+    file.take(CLUSTER).read_to_end(&mut head).with_context(|| format!("cannot read the disk {}", path.display()))?;
+    parse_header(&head).with_context(|| format!("{} is not a usable qcow2 disk", path.display()))
+}
+
+fn parse_header(head: &[u8]) -> Result<Header> {
+    let u32_at = |at: usize| head.get(at..at + 4).map(|b| u32::from_be_bytes(b.try_into().expect("four bytes")));
+    let u64_at = |at: usize| head.get(at..at + 8).map(|b| u64::from_be_bytes(b.try_into().expect("eight bytes")));
+    let (Some(MAGIC), Some(version)) = (u32_at(0), u32_at(4)) else { bail!("it does not begin with qcow2's magic") };
+    ensure!(matches!(version, 2 | 3), "its version is {version}, not 2 or 3");
+    let (Some(offset), Some(length), Some(size)) = (u64_at(8), u32_at(16), u64_at(24)) else {
+        bail!("its header is truncated")
+    };
+    let backing = if offset == 0 {
+        None
+    } else {
+        let start = usize::try_from(offset).ok().filter(|_| length as usize <= MAX_BACKING);
+        let name = start.and_then(|s| head.get(s..)?.get(..length as usize));
+        let name = name.context("its backing file's name lies outside the header")?;
+        ensure!(!name.contains(&0), "its backing file's name contains a NUL byte");
+        Some(PathBuf::from(std::ffi::OsStr::from_bytes(name)))
+    };
+    Ok(Header { size, backing })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn base(dir: &Path, size: u64) -> PathBuf {
+        let path = dir.join("base.raw");
+        File::create(&path).unwrap().set_len(size).unwrap();
+        path
+    }
+
+    #[test]
+    fn an_overlay_reads_back_as_it_was_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = base(dir.path(), 1 << 20);
+        let overlay = dir.path().join("vm.qcow2");
+        create_overlay(&overlay, &base, Format::Raw, 10 << 30).unwrap();
+        let header = read_header(&overlay).unwrap();
+        assert_eq!(header, Header { size: 10 << 30, backing: Some(base.canonicalize().unwrap()) });
+        let nested = dir.path().join("clone.qcow2");
+        create_overlay(&nested, &overlay, Format::Qcow2, 10 << 30).unwrap();
+        assert_eq!(read_header(&nested).unwrap().backing, Some(overlay.canonicalize().unwrap()));
+    }
+
+    #[test]
+    fn qemu_img_finds_no_fault_in_an_overlay_of_any_size() {
+        if std::process::Command::new("qemu-img").arg("--version").output().is_err() {
+            eprintln!("skipped: qemu-img is not installed");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let base = base(dir.path(), 1 << 20);
+        for size in [1 << 20, 513 << 20, 10 << 30, 5 << 40, MAX_SIZE] {
+            let overlay = dir.path().join(format!("{size}.qcow2"));
+            create_overlay(&overlay, &base, Format::Raw, size).unwrap();
+            let output = std::process::Command::new("qemu-img").arg("check").arg(&overlay).output().unwrap();
+            assert!(output.status.success(), "{size}: {}", String::from_utf8_lossy(&output.stderr));
+            let info =
+                std::process::Command::new("qemu-img").args(["info", "--output=json"]).arg(&overlay).output().unwrap();
+            let info: serde_json::Value = serde_json::from_slice(&info.stdout).unwrap();
+            assert_eq!(info["virtual-size"], size);
+            assert_eq!(info["backing-filename-format"], "raw");
+        }
+    }
+
+    #[test]
+    fn an_overlay_smaller_than_its_base_is_refused_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = base(dir.path(), 2 << 20);
+        let overlay = dir.path().join("vm.qcow2");
+        let error = create_overlay(&overlay, &base, Format::Raw, 1 << 20).unwrap_err();
+        assert!(error.to_string().contains("smaller than its base"), "{error}");
+        assert!(!overlay.exists());
+    }
+
+    #[test]
+    fn an_existing_disk_is_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = base(dir.path(), 1 << 20);
+        let overlay = dir.path().join("vm.qcow2");
+        std::fs::write(&overlay, "precious").unwrap();
+        assert!(create_overlay(&overlay, &base, Format::Raw, 1 << 20).is_err());
+        assert_eq!(std::fs::read(&overlay).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn damaged_headers_are_errors_and_never_panics() {
+        let whole = overlay_bytes(Path::new("/base"), Format::Raw, 1 << 30).unwrap();
+        for length in 0..HEADER_LENGTH as usize {
+            let _ = parse_header(&whole[..length]);
+        }
+        let mut far = whole.clone();
+        far[8..16].copy_from_slice(&u64::MAX.to_be_bytes());
+        assert!(parse_header(&far).unwrap_err().to_string().contains("outside the header"));
+        let mut long = whole.clone();
+        long[16..20].copy_from_slice(&u32::MAX.to_be_bytes());
+        assert!(parse_header(&long).is_err());
+        assert!(parse_header(b"not a disk").unwrap_err().to_string().contains("magic"));
+    }
+}

@@ -1,7 +1,9 @@
 //! What crosses a socket: the addressing rule, puterd's HTTP API and the agent's messages.
 //!
-//! Only data and pure functions live here: both sides of each socket depend on it, and it depends on nothing.
+//! Data and pure functions, but for [`unix_http`], the client's way to a Unix socket: both sides of each socket depend
+//! on this module, and it depends on nothing.
 
 pub mod address;
 pub mod agent;
 pub mod daemon;
+pub mod unix_http;

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod daemon;
 pub mod dhcp;
 pub mod disk;
+pub mod hint;
 pub mod hypervisor;
 pub mod image;
 pub mod net;
@@ -31,10 +32,10 @@ pub fn dispatch(mut argv: Vec<OsString>) -> ExitCode {
         let Some(first) = argv.first() else { break };
         let name = Path::new(first).file_name().unwrap_or(first).to_string_lossy().into_owned();
         let personality: fn(Vec<OsString>) -> ExitCode = match name.as_str() {
-            "puter" => cli::main,
+            "puter" => |args| without_capabilities(cli::main, args),
             "puterd" => daemon::main,
-            "puter-agent" => agent::main,
-            "puter-emulator" => hypervisor::emulator::main,
+            "puter-agent" => |args| without_capabilities(agent::main, args),
+            "puter-emulator" => |args| without_capabilities(hypervisor::emulator::main, args),
             _ if attempt == 0 => {
                 argv.remove(0);
                 continue;
@@ -47,4 +48,22 @@ pub fn dispatch(mut argv: Vec<OsString>) -> ExitCode {
         "puter: call this file as puter, puterd, puter-agent or puter-emulator, or give that name as the first argument"
     );
     ExitCode::from(USAGE)
+}
+
+/// Runs a personality that needs no capability without those that the file or the caller lent it. Root keeps its own.
+fn without_capabilities(personality: fn(Vec<OsString>) -> ExitCode, args: Vec<OsString>) -> ExitCode {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    use rustix::thread::{CapabilitySet, CapabilitySets, clear_ambient_capability_set, set_capabilities};
+    if !rustix::process::geteuid().is_root() {
+        let none = CapabilitySet::empty();
+        let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+        let dropped = clear_ambient_capability_set().and_then(|()| set_capabilities(None, sets));
+        // A file with capabilities starts undumpable, and /proc/self then belongs to root (capabilities(7)).
+        let dropped = dropped.and_then(|()| set_dumpable_behavior(DumpableBehavior::Dumpable));
+        if let Err(error) = dropped {
+            eprintln!("puter: cannot give up capabilities: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    personality(args)
 }

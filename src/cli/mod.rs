@@ -1,7 +1,220 @@
+//! `puter`: the command line. One file per command; what they do lives in [`crate::vm`].
+
+mod config;
+mod daemon;
+mod delete;
+mod doctor;
+mod info;
+mod init;
+mod list;
+mod output;
+mod progress;
+mod ssh;
+mod start;
+mod stop;
+mod version;
+
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use anyhow::{Result, anyhow};
+use argh::FromArgs;
+
+use crate::USAGE;
+use crate::vm::home::Home;
+use crate::vm::lifecycle::{self, Context};
+use crate::vm::settings::Settings;
+use crate::vm::{Hint, Hinted, cancel};
+
+/// Real virtual machines with the ease of containers, and no root.
+///
+/// First steps: `puter init --image IMAGE`, `puter daemon start`, `puter start NAME`, `puter ssh NAME`.
+/// `puter COMMAND --help` tells more of each command.
+#[derive(FromArgs)]
+struct Puter {
+    #[argh(subcommand)]
+    command: Command,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+enum Command {
+    Init(init::Init),
+    Start(start::Start),
+    Stop(stop::Stop),
+    List(list::List),
+    Info(info::Info),
+    Delete(delete::Delete),
+    Ssh(ssh::Ssh),
+    Daemon(daemon::Daemon),
+    Doctor(doctor::Doctor),
+    Config(config::Config),
+    Version(version::Version),
+}
+
 /// Entry point; `args` is the command line without the program's name.
-pub fn main(_args: Vec<OsString>) -> ExitCode {
-    ExitCode::FAILURE
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let mut words = Vec::with_capacity(args.len());
+    for arg in args {
+        match arg.into_string() {
+            Ok(word) => words.push(word),
+            Err(bad) => {
+                eprintln!("puter: the argument '{}' is not UTF-8", bad.to_string_lossy());
+                return ExitCode::from(USAGE);
+            }
+        }
+    }
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let result = match words.as_slice() {
+        // What `start --no-wait` leaves behind; not for people, so not in the help.
+        ["start-finish", name] => finish(name),
+        [] => help(),
+        ["--version" | "-V"] => version::Version { json: false }.run(),
+        words => match Puter::from_args(&["puter"], words) {
+            Ok(puter) => puter.command.run(),
+            Err(exit) => return usage(&exit, words),
+        },
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+impl Command {
+    fn run(self) -> Result<()> {
+        match self {
+            // ssh's own process takes over; it hears the signals itself.
+            Command::Ssh(_) => {}
+            _ => cancel::listen(),
+        }
+        match self {
+            Command::Init(command) => command.run(),
+            Command::Start(command) => command.run(),
+            Command::Stop(command) => command.run(),
+            Command::List(command) => command.run(),
+            Command::Info(command) => command.run(),
+            Command::Delete(command) => command.run(),
+            Command::Ssh(command) => command.run(),
+            Command::Daemon(command) => command.run(),
+            Command::Doctor(command) => command.run(),
+            Command::Config(command) => command.run(),
+            Command::Version(command) => command.run(),
+        }
+    }
+}
+
+/// `puter` alone: the commands, as with --help.
+fn help() -> Result<()> {
+    if let Err(exit) = Puter::from_args(&["puter"], &["--help"]) {
+        output::print(exit.output.trim_end());
+    }
+    Ok(())
+}
+
+/// argh's own text: help on stdout, a mistake on stderr with the way to the help.
+fn usage(exit: &argh::EarlyExit, words: &[&str]) -> ExitCode {
+    if exit.status.is_ok() {
+        output::print(exit.output.trim_end());
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("puter: {}", exit.output.trim_end());
+    let command = words.first().filter(|word| word.bytes().all(|b| b.is_ascii_lowercase()));
+    match command.filter(|_| !exit.output.starts_with("Unrecognized argument") || words.len() > 1) {
+        Some(command) => eprintln!("hint: `puter {command} --help` shows what it takes"),
+        None => eprintln!("hint: `puter --help` lists the commands"),
+    }
+    ExitCode::from(USAGE)
+}
+
+fn report(error: &anyhow::Error) -> ExitCode {
+    if let Some(Quiet(code)) = error.downcast_ref() {
+        return ExitCode::from(*code);
+    }
+    show_error(error);
+    match cancel::check() {
+        Ok(()) => ExitCode::FAILURE,
+        Err(_) => ExitCode::from(cancel::EXIT_CODE as u8),
+    }
+}
+
+fn show_error(error: &anyhow::Error) {
+    eprintln!("puter: {error:#}");
+    if let Some(hinted) = error.downcast_ref::<Hinted>() {
+        eprintln!("hint: {}", hinted.hint());
+    }
+}
+
+/// The command failed and has said why already.
+#[derive(Debug)]
+struct Quiet(u8);
+
+impl std::fmt::Display for Quiet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "exit code {}", self.0)
+    }
+}
+
+impl std::error::Error for Quiet {}
+
+/// Runs `work` with the home made and the settings read.
+fn with_context<T>(work: impl FnOnce(&Context) -> Result<T>) -> Result<T> {
+    let home = Home::from_env()?;
+    home.prepare()?;
+    let settings = Settings::load()?;
+    let progress = progress::Progress::new();
+    let context = Context { home: &home, settings: &settings, observer: &progress };
+    let result = work(&context);
+    progress.finish();
+    result
+}
+
+/// Does `work` for each name, side by side. All are tried; the errors are told one by one.
+fn each<T: Send>(names: &[String], work: impl Fn(&str) -> Result<T> + Sync) -> Result<Vec<T>> {
+    if names.is_empty() {
+        eprintln!("puter: no VM is named\nhint: `puter list` shows the VMs");
+        return Err(anyhow!(Quiet(USAGE)));
+    }
+    for (index, name) in names.iter().enumerate() {
+        if names[..index].contains(name) {
+            return Err(anyhow!("'{name}' is named twice")).hint("name each VM once");
+        }
+    }
+    if let [name] = names {
+        return work(name).map(|done| vec![done]);
+    }
+    let results: Vec<Result<T>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = names.iter().map(|name| scope.spawn(|| work(name))).collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow!("the thread of a VM panicked"))))
+            .collect()
+    });
+    let mut done = Vec::new();
+    let mut failed = 0;
+    for result in results {
+        match result {
+            Ok(value) => done.push(value),
+            Err(error) => {
+                show_error(&error);
+                failed += 1;
+            }
+        }
+    }
+    match failed {
+        0 => Ok(done),
+        _ => Err(anyhow!("{failed} of {} failed", names.len())),
+    }
+}
+
+fn finish(name: &str) -> Result<()> {
+    let home = Home::from_env()?;
+    let settings = Settings::load()?;
+    let context = Context { home: &home, settings: &settings, observer: &progress::Silent };
+    lifecycle::finish(&context, name).map(|_| ())
+}
+
+/// Reads a size option.
+fn size(text: &str) -> Result<u64, String> {
+    crate::vm::settings::parse_size(text)
 }

@@ -1,1 +1,17 @@
+//! The model: what a VM is, where its state lives and what may be done with it.
+//!
+//! Nothing here prints: progress and results go to the caller through [`lifecycle::Observer`] and return values.
 
+pub mod agent;
+pub mod cancel;
+pub mod daemon;
+pub mod doctor;
+pub mod files;
+pub mod home;
+pub mod init;
+pub mod key;
+pub mod lifecycle;
+pub mod settings;
+pub mod state;
+
+pub use crate::hint::{Hint, Hinted};

@@ -1,0 +1,32 @@
+//! `puter delete`.
+
+use anyhow::Result;
+use argh::FromArgs;
+
+use super::{each, output, with_context};
+use crate::vm::lifecycle;
+
+/// Delete VMs with their disks. There is no way back.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "delete")]
+pub struct Delete {
+    /// names of the VMs
+    #[argh(positional, arg_name = "name")]
+    names: Vec<String>,
+    /// delete a running VM as well, and one whose state file is damaged
+    #[argh(switch)]
+    force: bool,
+}
+
+impl Delete {
+    pub fn run(self) -> Result<()> {
+        with_context(|context| {
+            each(&self.names, |name| {
+                lifecycle::delete(context, name, self.force)?;
+                output::print(&format!("{name} deleted"));
+                Ok(())
+            })?;
+            Ok(())
+        })
+    }
+}

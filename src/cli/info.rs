@@ -1,0 +1,121 @@
+//! `puter info`.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use argh::FromArgs;
+use serde::Serialize;
+
+use super::{each, output};
+use crate::protocol::address::Mac;
+use crate::vm::home::Home;
+use crate::vm::lifecycle::unix_now;
+use crate::vm::settings::show_size;
+use crate::vm::state::{ImageId, Status, Vm, existing};
+
+/// Show everything about VMs.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "info")]
+pub struct Info {
+    /// names of the VMs
+    #[argh(positional, arg_name = "name")]
+    names: Vec<String>,
+    /// print JSON
+    #[argh(switch)]
+    json: bool,
+}
+
+/// A VM as `list --json` and `info --json` show it.
+#[derive(Serialize)]
+pub struct Shown<'a> {
+    pub name: &'a str,
+    pub id: u32,
+    pub status: &'static str,
+    pub pid: Option<u32>,
+    pub ip: Ipv4Addr,
+    pub mac: Mac,
+    pub tap: &'a str,
+    pub cid: u32,
+    pub cpus: u32,
+    /// Bytes.
+    pub memory: u64,
+    /// Bytes.
+    pub disk: u64,
+    pub image: &'a ImageId,
+    pub overlay: &'a Path,
+    /// Bytes that the overlay takes on the host.
+    pub overlay_used: u64,
+    pub console: PathBuf,
+    /// Seconds since 1970-01-01 UTC.
+    pub created: u64,
+    /// Seconds since the start, of a VM that runs.
+    pub uptime: Option<u64>,
+    pub hypervisor: Option<&'a str>,
+}
+
+impl<'a> Shown<'a> {
+    pub fn new(home: &Home, vm: &'a Vm) -> Shown<'a> {
+        use std::os::unix::fs::MetadataExt;
+        let status = vm.status();
+        let alive = !matches!(status, Status::Stopped | Status::Creating | Status::Deleting);
+        Shown {
+            name: &vm.name,
+            id: vm.id,
+            status: status.word(),
+            pid: vm.process.filter(|_| alive).map(|p| p.pid),
+            ip: vm.ip,
+            mac: vm.mac,
+            tap: &vm.tap,
+            cid: vm.cid,
+            cpus: vm.cpus,
+            memory: vm.memory,
+            disk: vm.disk,
+            image: &vm.image,
+            overlay: &vm.overlay,
+            overlay_used: std::fs::metadata(&vm.overlay).map_or(0, |m| m.blocks() * 512),
+            console: home.console_log(&vm.name),
+            created: vm.created,
+            uptime: vm.started.filter(|_| alive).map(|started| unix_now().saturating_sub(started)),
+            hypervisor: vm.hypervisor.as_deref().filter(|_| alive),
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut rows = Vec::new();
+        let mut row = |name: &str, value: String| rows.push([format!("{name}:"), value]);
+        row("name", self.name.to_string());
+        row("status", self.status.to_string());
+        if let Some(uptime) = self.uptime {
+            row("up", output::show_seconds(uptime));
+        }
+        if let (Some(hypervisor), Some(pid)) = (self.hypervisor, self.pid) {
+            row("hypervisor", format!("{hypervisor}, process {pid}"));
+        }
+        row("address", self.ip.to_string());
+        row("mac", self.mac.to_string());
+        row("tap", self.tap.to_string());
+        row("vsock cid", self.cid.to_string());
+        row("cpus", self.cpus.to_string());
+        row("memory", show_size(self.memory));
+        row("disk", format!("{}, {} used on the host", show_size(self.disk), show_size(self.overlay_used)));
+        row("overlay", self.overlay.display().to_string());
+        row("image", self.image.reference.clone());
+        row("digest", self.image.digest.clone());
+        row("console", self.console.display().to_string());
+        output::table(&rows)
+    }
+}
+
+impl Info {
+    pub fn run(self) -> Result<()> {
+        let home = Home::from_env()?;
+        let vms = each(&self.names, |name| existing(&home, name))?;
+        let shown: Vec<Shown> = vms.iter().map(|vm| Shown::new(&home, vm)).collect();
+        if self.json {
+            return output::print_json(&shown);
+        }
+        output::print(&shown.iter().map(Shown::text).collect::<Vec<_>>().join("\n\n"));
+        Ok(())
+    }
+}

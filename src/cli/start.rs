@@ -1,0 +1,62 @@
+//! `puter start`.
+
+use anyhow::Result;
+use argh::FromArgs;
+
+use super::{each, output, size, with_context};
+use crate::vm::lifecycle::{self, StartOptions};
+
+/// Start VMs; one that does not exist is made first.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "start")]
+pub struct Start {
+    /// names of the VMs
+    #[argh(positional, arg_name = "name")]
+    names: Vec<String>,
+    /// image for a new VM (default: the one that init chose)
+    #[argh(option)]
+    image: Option<String>,
+    /// number of processors
+    #[argh(option)]
+    cpus: Option<u32>,
+    /// memory, such as 512M or 2G
+    #[argh(option, from_str_fn(size))]
+    memory: Option<u64>,
+    /// size of a new VM's disk, such as 20G
+    #[argh(option, from_str_fn(size))]
+    disk: Option<u64>,
+    /// return once the VM boots; a process in the background ends the rest
+    #[argh(switch)]
+    no_wait: bool,
+    /// print JSON
+    #[argh(switch)]
+    json: bool,
+}
+
+impl Start {
+    pub fn run(self) -> Result<()> {
+        let options = StartOptions {
+            image: self.image,
+            cpus: self.cpus,
+            memory: self.memory,
+            disk: self.disk,
+            no_wait: self.no_wait,
+        };
+        with_context(|context| {
+            let started = each(&self.names, |name| {
+                let started = lifecycle::start(context, name, &options)?;
+                if !self.json {
+                    let verb = if options.no_wait { "boots" } else { "runs" };
+                    let seconds = started.took.as_secs_f64();
+                    output::print(&format!("{name} {verb} at {} ({seconds:.1} s)", started.vm.ip));
+                }
+                Ok(started)
+            })?;
+            if self.json {
+                let all: Vec<_> = started.iter().map(|s| super::info::Shown::new(context.home, &s.vm)).collect();
+                output::print_json(&all)?;
+            }
+            Ok(())
+        })
+    }
+}

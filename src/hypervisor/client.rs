@@ -1,0 +1,140 @@
+//! cloud-hypervisor's REST API, as far as puter uses it (docs/api.md and vmm/src/api/openapi there).
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::protocol::unix_http;
+
+/// How long one request may take.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest answer that is read, in bytes: a VM's whole configuration fits many times.
+const MAX_ANSWER: u64 = 1 << 20;
+
+/// Speaks to one VM's hypervisor.
+#[derive(Debug)]
+pub struct Client {
+    agent: ureq::Agent,
+}
+
+/// Answer to `vmm.ping`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Ping {
+    pub version: String,
+    #[serde(default)]
+    pub pid: i64,
+}
+
+/// Answer to `vm.info`, what puter reads of it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Info {
+    pub state: State,
+}
+
+/// What the VM does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum State {
+    Created,
+    Running,
+    Shutdown,
+    Paused,
+    BreakPoint,
+    #[serde(other)]
+    Unknown,
+}
+
+impl Client {
+    /// A client for the API socket; nothing is sent yet.
+    pub fn new(socket: &Path) -> Client {
+        Client { agent: unix_http::agent(socket, TIMEOUT) }
+    }
+
+    /// Is the hypervisor there?
+    ///
+    /// # Errors
+    /// When it does not answer; the other calls fail alike, or with what the hypervisor says.
+    pub fn ping(&self) -> Result<Ping> {
+        self.get("vmm.ping")
+    }
+
+    /// What the VM does.
+    pub fn info(&self) -> Result<Info> {
+        self.get("vm.info")
+    }
+
+    /// Presses the power button; the guest decides what follows.
+    pub fn power_button(&self) -> Result<()> {
+        self.put("vm.power-button")
+    }
+
+    /// Stops the processors.
+    pub fn pause(&self) -> Result<()> {
+        self.put("vm.pause")
+    }
+
+    /// Lets the processors go on.
+    pub fn resume(&self) -> Result<()> {
+        self.put("vm.resume")
+    }
+
+    /// Ends the hypervisor, and with it the VM.
+    pub fn shutdown_vmm(&self) -> Result<()> {
+        self.put("vmm.shutdown")
+    }
+
+    fn get<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
+        let bytes = self.send("GET", name)?;
+        serde_json::from_slice(&bytes).with_context(|| format!("the hypervisor's answer to {name} is not understood"))
+    }
+
+    fn put(&self, name: &str) -> Result<()> {
+        self.send("PUT", name).map(|_| ())
+    }
+
+    fn send(&self, method: &str, name: &str) -> Result<Vec<u8>> {
+        let uri = format!("http://localhost/api/v1/{name}");
+        let request = ureq::http::Request::builder().method(method).uri(uri).body(())?;
+        let mut response = self.agent.run(request).with_context(|| format!("the hypervisor does not answer {name}"))?;
+        let status = response.status();
+        let bytes = response
+            .body_mut()
+            .with_config()
+            .limit(MAX_ANSWER)
+            .read_to_vec()
+            .with_context(|| format!("the hypervisor's answer to {name} broke off"))?;
+        if status.is_success() {
+            return Ok(bytes);
+        }
+        bail!("the hypervisor refuses {name}: {}", reason(&bytes).unwrap_or_else(|| status.to_string()))
+    }
+}
+
+/// The chain of messages in an error's body: a JSON list of strings.
+fn reason(body: &[u8]) -> Option<String> {
+    let chain: Vec<String> = serde_json::from_slice(body).ok()?;
+    Some(chain.join(": ")).filter(|text| !text.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_are_read_those_of_later_versions_too() {
+        let state = |text: &str| serde_json::from_str::<Info>(text).map(|info| info.state);
+        assert_eq!(state(r#"{"config":{},"state":"Running","memory_actual_size":1}"#).unwrap(), State::Running);
+        assert_eq!(state(r#"{"state":"Dreaming"}"#).unwrap(), State::Unknown);
+        assert!(state(r#"{"state":7}"#).is_err());
+        assert!(state("[]").is_err());
+    }
+
+    #[test]
+    fn an_errors_body_becomes_a_sentence() {
+        assert_eq!(reason(br#"["VM is not running","No VM"]"#).unwrap(), "VM is not running: No VM");
+        assert_eq!(reason(b"<html>"), None);
+        assert_eq!(reason(b"[]"), None);
+    }
+}

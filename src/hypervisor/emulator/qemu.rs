@@ -1,0 +1,118 @@
+//! QEMU's command line for a machine.
+
+use std::path::Path;
+
+use crate::hypervisor::arguments::{DiskFormat, Machine};
+
+/// Each device has its own place on the PCI bus, so that a restored machine finds it where it was.
+const FIRST_DISK: usize = 0x10;
+const FIRST_NET: usize = 0x08;
+const VSOCK: usize = 0x05;
+const RANDOM: usize = 0x04;
+
+/// The words after `qemu-system-…`. QMP is on standard input.
+pub fn arguments(machine: &Machine, device_socket: &Path) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    let mut add = |option: &str, value: String| words.extend([option.to_string(), value]);
+    add("-machine", "pc,memory-backend=memory,usb=off,hpet=off".into());
+    add("-accel", "tcg,thread=multi".into());
+    add("-cpu", "max".into());
+    add("-smp", machine.cpus.to_string());
+    add("-m", format!("{}B", machine.memory));
+    // vhost-device-vsock maps the guest's memory by this file descriptor.
+    add("-object", format!("memory-backend-memfd,id=memory,size={}B,share=on", machine.memory));
+    add("-kernel", text(&machine.kernel));
+    if let Some(initrd) = &machine.initrd {
+        add("-initrd", text(initrd));
+    }
+    add("-append", machine.cmdline.clone());
+    for (index, disk) in machine.disks.iter().enumerate() {
+        let driver = match disk.format {
+            DiskFormat::Raw => "driver=raw",
+            DiskFormat::Qcow2 { backing: true } => "driver=qcow2",
+            // An empty name keeps QEMU from opening whatever the file's header names.
+            DiskFormat::Qcow2 { backing: false } => "driver=qcow2,backing=",
+        };
+        let readonly = if disk.readonly { "on" } else { "off" };
+        let file = escape(&text(&disk.path));
+        add(
+            "-blockdev",
+            format!(
+                "{driver},node-name=disk{index},read-only={readonly},discard=unmap,\
+                 file.driver=file,file.filename={file},file.discard=unmap"
+            ),
+        );
+        add("-device", format!("virtio-blk-pci,drive=disk{index},id=disk-{index},addr={:#x}", FIRST_DISK + index));
+    }
+    for (index, net) in machine.nets.iter().enumerate() {
+        let tap = escape(&net.tap);
+        add("-netdev", format!("tap,id=net{index},ifname={tap},script=no,downscript=no,vhost=off"));
+        let address = FIRST_NET + index;
+        add(
+            "-device",
+            format!(
+                "virtio-net-pci,netdev=net{index},id=net-{index},mac={},addr={address:#x},romfile=",
+                escape(&net.mac)
+            ),
+        );
+    }
+    if machine.vsock.is_some() {
+        add("-chardev", format!("socket,id=vsock,path={}", escape(&text(device_socket))));
+        add("-device", format!("vhost-user-vsock-pci,chardev=vsock,id=vsock-0,addr={VSOCK:#x}"));
+    }
+    add("-device", format!("virtio-rng-pci,id=random,addr={RANDOM:#x}"));
+    add("-chardev", format!("file,id=serial,path={}", escape(&text(&machine.console_log))));
+    add("-serial", "chardev:serial".into());
+    add("-chardev", "socket,id=qmp,fd=0".into());
+    add("-mon", "chardev=qmp,mode=control".into());
+    add("-display", "none".into());
+    add("-vga", "none".into());
+    add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny".into());
+    words.extend(["-nodefaults", "-no-user-config"].map(String::from));
+    words
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// In QEMU's lists a comma is written twice.
+fn escape(text: &str) -> String {
+    text.replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypervisor::arguments::tests::sample;
+
+    #[test]
+    fn each_device_is_there_once_and_at_its_own_place() {
+        let words = arguments(&sample(), Path::new("/h/run/web.vhost"));
+        let line = words.join(" ");
+        for part in [
+            "-kernel /h/vmlinuz -initrd /h/initrd -append console=ttyS0 root=/dev/vda rw",
+            "driver=qcow2,node-name=disk0,read-only=off,discard=unmap,file.driver=file,file.filename=/h/web.qcow2",
+            "driver=raw,node-name=disk1,read-only=on",
+            "tap,id=net0,ifname=pt-web,script=no",
+            "mac=52:54:00:00:00:0b",
+            "socket,id=vsock,path=/h/run/web.vhost",
+            "size=536870912B,share=on",
+        ] {
+            assert!(line.contains(part), "{line}");
+        }
+        let mut places: Vec<&str> = words.iter().filter_map(|word| word.split("addr=").nth(1)).collect();
+        places.iter_mut().for_each(|place| *place = place.split(',').next().unwrap());
+        let count = places.len();
+        places.sort_unstable();
+        places.dedup();
+        assert_eq!((count, places.len()), (5, 5), "{places:?}");
+    }
+
+    #[test]
+    fn a_comma_in_a_name_starts_no_option() {
+        let mut machine = sample();
+        machine.disks[0].path = "/h/a,read-only=on".into();
+        assert!(arguments(&machine, Path::new("/s")).join(" ").contains("file.filename=/h/a,,read-only=on"));
+    }
+}

@@ -1,0 +1,119 @@
+//! The REST API: the part of cloud-hypervisor's that puter uses, with its paths, statuses and error bodies.
+
+use std::convert::Infallible;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::{Value, json};
+use smol_hyper::rt::{FuturesIo, SmolTimer};
+
+use super::qmp::Qmp;
+use crate::hypervisor::arguments::Machine;
+
+/// How long a client may take to send a request's head.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+struct Api {
+    qmp: Arc<Qmp>,
+    cpus: u32,
+    memory: u64,
+}
+
+/// Serves the API in the background for as long as the process lives.
+pub fn serve(listener: UnixListener, qmp: Arc<Qmp>, machine: &Machine) {
+    let api = Arc::new(Api { qmp, cpus: machine.cpus, memory: machine.memory });
+    std::thread::spawn(move || {
+        let executor = smol::LocalExecutor::new();
+        smol::block_on(executor.run(async {
+            let listener = match smol::Async::new(listener) {
+                Ok(listener) => listener,
+                Err(error) => return eprintln!("puter-emulator: cannot serve the API: {error}"),
+            };
+            loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => executor.spawn(connection(stream, api.clone())).detach(),
+                    // Out of file descriptors, say: wait for better times.
+                    Err(_) => drop(smol::Timer::after(Duration::from_millis(100)).await),
+                }
+            }
+        }));
+    });
+}
+
+async fn connection(stream: smol::Async<std::os::unix::net::UnixStream>, api: Arc<Api>) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let api = api.clone();
+        async move {
+            let (method, path) = (request.method().clone(), request.uri().path().to_string());
+            // QEMU may take a while: other connections go on meanwhile.
+            let (status, body) = smol::unblock(move || api.answer(&method, &path)).await;
+            let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
+            let response = Response::builder().status(status).header("content-type", "application/json");
+            Ok::<_, Infallible>(response.body(Full::new(body)).unwrap_or_default())
+        }
+    });
+    // A client that breaks off harms only itself.
+    let _ = http1::Builder::new()
+        .timer(SmolTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(FuturesIo::new(stream), service)
+        .await;
+}
+
+impl Api {
+    fn answer(&self, method: &Method, path: &str) -> (StatusCode, Value) {
+        let name = path.strip_prefix("/api/v1/").unwrap_or_default();
+        let expected = match name {
+            "vmm.ping" | "vm.info" => Method::GET,
+            "vm.power-button" | "vm.pause" | "vm.resume" | "vmm.shutdown" => Method::PUT,
+            _ => return (StatusCode::NOT_FOUND, json!([format!("no such endpoint: {path}")])),
+        };
+        if *method != expected {
+            return (StatusCode::METHOD_NOT_ALLOWED, json!([format!("{name} takes {expected}")]));
+        }
+        let command = match name {
+            "vmm.ping" => return (StatusCode::OK, self.ping()),
+            "vm.info" => return (StatusCode::OK, self.info()),
+            "vm.power-button" => "system_powerdown",
+            "vm.pause" if self.qmp.is_paused() => {
+                return (StatusCode::INTERNAL_SERVER_ERROR, json!(["The VM could not be paused", "It is paused"]));
+            }
+            "vm.resume" if !self.qmp.is_paused() => {
+                return (StatusCode::INTERNAL_SERVER_ERROR, json!(["The VM could not be resumed", "It is running"]));
+            }
+            "vm.pause" => "stop",
+            "vm.resume" => "cont",
+            _ => "quit",
+        };
+        match self.qmp.execute(command) {
+            Ok(_) => (StatusCode::NO_CONTENT, Value::Null),
+            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, json!([format!("{error:#}")])),
+        }
+    }
+
+    fn ping(&self) -> Value {
+        json!({
+            "build_version": format!("puter-emulator {}", crate::VERSION),
+            "version": crate::VERSION,
+            "pid": std::process::id(),
+            "features": ["emulated"],
+        })
+    }
+
+    fn info(&self) -> Value {
+        json!({
+            "config": {
+                "cpus": { "boot_vcpus": self.cpus, "max_vcpus": self.cpus },
+                "memory": { "size": self.memory },
+            },
+            "state": if self.qmp.is_paused() { "Paused" } else { "Running" },
+            "memory_actual_size": self.memory,
+        })
+    }
+}

@@ -1,0 +1,106 @@
+//! Processes that cannot be mistaken for others with a recycled number: a PID and its start time, held by a pidfd.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// How much of the time for ending a process it has to end by itself, at most.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// When the process started, in clock ticks since boot; `None` where there is no such process or only its remains
+/// wait to be reaped (proc_pid_stat(5), fields 3 and 22).
+pub fn start_time(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    parse_stat(&stat)
+}
+
+fn parse_stat(stat: &str) -> Option<u64> {
+    // The second field is the program's name, in parentheses, and may itself hold any character.
+    let fields: Vec<&str> = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace().collect();
+    match *fields.first()? {
+        "Z" | "X" => None,
+        _ => fields.get(19)?.parse().ok(),
+    }
+}
+
+/// Whether the process lives.
+pub fn is_alive(pid: u32, start: u64) -> bool {
+    start_time(pid) == Some(start)
+}
+
+/// Holds the process, so that its number cannot be taken by another.
+fn hold(pid: u32, start: u64) -> Option<OwnedFd> {
+    let raw = Pid::from_raw(i32::try_from(pid).ok()?)?;
+    let fd = pidfd_open(raw, PidfdFlags::empty()).ok()?;
+    // Looked at after the number is held: now both speak of the same process.
+    is_alive(pid, start).then_some(fd)
+}
+
+/// Waits for the end; false when the time ran out.
+pub fn wait_exit(pid: u32, start: u64, timeout: Duration) -> bool {
+    match hold(pid, start) {
+        Some(fd) => wait_held(&fd, timeout),
+        None => !is_alive(pid, start),
+    }
+}
+
+fn wait_held(fd: &OwnedFd, timeout: Duration) -> bool {
+    let end = Instant::now() + timeout;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let Ok(left) = Timespec::try_from(left) else { return false };
+        match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&left)) {
+            Ok(0) => return false,
+            Ok(_) => return true,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Ends the process: SIGTERM first, so that a hypervisor closes its disks, then SIGKILL. False when it still lives
+/// after `limit`.
+pub fn kill(pid: u32, start: u64, limit: Duration) -> bool {
+    let Some(fd) = hold(pid, start) else { return !is_alive(pid, start) };
+    let grace = GRACE.min(limit / 2);
+    let _ = pidfd_send_signal(&fd, Signal::TERM);
+    if wait_held(&fd, grace) {
+        return true;
+    }
+    let _ = pidfd_send_signal(&fd, Signal::KILL);
+    wait_held(&fd, limit - grace)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_stat_line_is_read_whatever_the_programs_name() {
+        let rest = (5..=21).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
+        assert_eq!(parse_stat(&format!("7 (a) b) S 1 {rest} 4242 0")), Some(4242));
+        assert_eq!(parse_stat(&format!("7 (a) Z 1 {rest} 4242 0")), None);
+        for bad in ["", "7 (a", "7 (a) S", ")", "7 (a) S 1 2"] {
+            assert_eq!(parse_stat(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_process_is_waited_for_and_ended_and_another_with_its_number_is_not() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id();
+        let start = start_time(pid).unwrap();
+        assert!(is_alive(pid, start));
+        assert!(!wait_exit(pid, start, Duration::from_millis(20)));
+        assert!(kill(pid, start + 1, Duration::from_secs(1)), "that process is not there");
+        assert!(is_alive(pid, start), "and this one goes on");
+        assert!(kill(pid, start, Duration::from_secs(10)));
+        assert!(!is_alive(pid, start), "what waits to be reaped does not live");
+        child.wait().unwrap();
+        assert!(wait_exit(pid, start, Duration::ZERO));
+    }
+}

@@ -1,0 +1,95 @@
+//! The host's side of the agent's protocol.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::de::DeserializeOwned;
+
+use crate::hypervisor::vsock;
+use crate::protocol::agent::{Call, Configure, Configured, MAX_LINE, PORT, Pong, Request, Response, VERSION};
+
+/// A connection to one guest's agent.
+pub struct Agent {
+    stream: BufReader<UnixStream>,
+    next: u64,
+}
+
+impl Agent {
+    /// Connects by way of the VM's vsock socket.
+    ///
+    /// # Errors
+    /// When nobody listens behind the socket within `timeout`: while the guest boots that is the usual answer.
+    pub fn connect(socket: &Path, timeout: Duration) -> Result<Agent> {
+        let stream = vsock::connect(socket, PORT, timeout)?;
+        Ok(Agent { stream: BufReader::new(stream), next: 1 })
+    }
+
+    /// Asks whether the agent is there.
+    ///
+    /// # Errors
+    /// As for [`Agent::configure`].
+    pub fn ping(&mut self, timeout: Duration) -> Result<Pong> {
+        self.call(Call::Ping {}, timeout)
+    }
+
+    /// Makes the guest what `configure` says.
+    ///
+    /// # Errors
+    /// When the connection breaks, the time runs out, or the agent answers with an error.
+    pub fn configure(&mut self, configure: Configure, timeout: Duration) -> Result<Configured> {
+        self.call(Call::Configure(Box::new(configure)), timeout)
+    }
+
+    /// Asks the guest to power off.
+    ///
+    /// # Errors
+    /// As for [`Agent::configure`].
+    pub fn shutdown(&mut self, timeout: Duration) -> Result<()> {
+        self.call::<serde_json::Value>(Call::Shutdown {}, timeout).map(|_| ())
+    }
+
+    fn call<T: DeserializeOwned>(&mut self, call: Call, timeout: Duration) -> Result<T> {
+        let id = self.next;
+        self.next += 1;
+        let mut line = serde_json::to_vec(&Request { id, version: VERSION, call })?;
+        line.push(b'\n');
+        ensure!(line.len() <= MAX_LINE, "the request has {} bytes, the agent accepts {MAX_LINE}", line.len());
+        self.stream.get_ref().set_write_timeout(Some(timeout))?;
+        self.stream.get_mut().write_all(&line).context("cannot write to the agent")?;
+        let line = self.read_line(timeout)?;
+        let response: Response = serde_json::from_slice(&line).context("the agent's answer is not understood")?;
+        ensure!(response.id == id, "the agent answered request {} instead of {id}", response.id);
+        match (response.result, response.error) {
+            (_, Some(error)) => bail!("the agent says: {}", printable(&error.message)),
+            (Some(result), None) => serde_json::from_value(result).context("the agent's answer is not understood"),
+            (None, None) => bail!("the agent's answer is empty"),
+        }
+    }
+
+    /// Reads a line of at most [`MAX_LINE`] bytes; the limit holds for the whole line, however slowly it drips.
+    fn read_line(&mut self, timeout: Duration) -> Result<Vec<u8>> {
+        let end = Instant::now() + timeout;
+        let mut line = Vec::new();
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            ensure!(!left.is_zero(), "the agent did not answer within {} s", timeout.as_secs());
+            self.stream.get_ref().set_read_timeout(Some(left))?;
+            let room = (MAX_LINE - line.len()) as u64;
+            match self.stream.by_ref().take(room).read_until(b'\n', &mut line) {
+                Ok(0) => bail!("the agent closed the connection"),
+                Ok(_) if line.ends_with(b"\n") => return Ok(line),
+                Ok(_) => ensure!(line.len() < MAX_LINE, "the agent's answer is longer than {MAX_LINE} bytes"),
+                Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
+                Err(error) => return Err(error).context("cannot read from the agent"),
+            }
+        }
+    }
+}
+
+/// The text without anything that could steer a terminal.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).take(4096).collect()
+}

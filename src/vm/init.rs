@@ -1,0 +1,73 @@
+//! `init`: the ssh key, the default image and its kernel.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::files::write_atomic;
+use super::home::Home;
+use super::lifecycle::Context;
+use super::{Hint, key};
+use crate::image::{Image, Reference, Store};
+
+/// The largest kernel or initrd that is installed, in bytes.
+const MAX_BOOT_FILE: u64 = 1 << 30;
+
+#[derive(Serialize, Deserialize)]
+struct Defaults {
+    image: String,
+}
+
+/// The image that `init` chose.
+pub fn default_image(home: &Home) -> Option<String> {
+    let bytes = std::fs::read(home.defaults()).ok()?;
+    serde_json::from_slice::<Defaults>(&bytes).ok().map(|d| d.image)
+}
+
+/// Pulls the image, makes its disk, installs its kernel and initrd, and makes the ssh key.
+///
+/// # Errors
+/// When the image cannot be had or lacks something, or a file cannot be written; what was installed before stays.
+pub fn init(
+    context: &Context,
+    image: &str,
+    kernel: Option<&Path>,
+    initrd: Option<&Path>,
+    refresh: bool,
+) -> Result<Image> {
+    context.home.prepare()?;
+    key::public(context.home)?;
+    let reference: Reference = image.parse().map_err(|why| anyhow!("{why}"))?;
+    let store = Store::open(&context.home.images())?;
+    let mut options = super::lifecycle::pull_options(context);
+    options.refresh = refresh;
+    let image = store.pull(&reference, &options, context.observer.pull())?;
+    image.check_bootable()?;
+    let (kernel, initrd): (PathBuf, Option<PathBuf>) = match (kernel, &image.kernel) {
+        (Some(kernel), _) => (kernel.into(), initrd.map(Into::into)),
+        (None, Some(kernel)) => (kernel.clone(), initrd.map(Into::into).or_else(|| image.initrd.clone())),
+        (None, None) => {
+            return Err(anyhow!("the image {reference} has no kernel in its /boot"))
+                .hint("give one with --kernel FILE and --initrd FILE");
+        }
+    };
+    install(&kernel, &context.home.kernel())?;
+    match initrd {
+        Some(initrd) => install(&initrd, &context.home.initrd())?,
+        None => super::files::remove(&context.home.initrd())?,
+    }
+    write_atomic(&context.home.defaults(), &serde_json::to_vec_pretty(&Defaults { image: reference.to_string() })?)?;
+    Ok(image)
+}
+
+fn install(from: &Path, to: &Path) -> Result<()> {
+    let file = std::fs::File::open(from).with_context(|| format!("cannot open {}", from.display()))?;
+    let length = file.metadata()?.len();
+    ensure!(length > 0, "{} is empty", from.display());
+    ensure!(length <= MAX_BOOT_FILE, "{} has {length} bytes; a kernel or initrd that large is not one", from.display());
+    let mut bytes = Vec::new();
+    file.take(MAX_BOOT_FILE).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", from.display()))?;
+    write_atomic(to, &bytes)
+}

@@ -1,0 +1,66 @@
+//! What the commands do to a VM: start, stop and delete, each under the VM's own lock.
+
+mod delete;
+mod start;
+mod stop;
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+pub use delete::delete;
+pub(crate) use start::pull_options;
+pub use start::{StartOptions, Started, finish, start};
+pub use stop::{Stopped, stop};
+
+use super::home::Home;
+use super::settings::Settings;
+use super::{Hint, files};
+use crate::image;
+
+/// What every command works with.
+pub struct Context<'a> {
+    pub home: &'a Home,
+    pub settings: &'a Settings,
+    pub observer: &'a dyn Observer,
+}
+
+/// Hears what a command is doing, so that the user can be told.
+pub trait Observer: Sync {
+    /// A step begins.
+    fn begin(&self, vm: &str, step: &str);
+    /// The step ended well.
+    fn end(&self, vm: &str, step: &str, took: Duration);
+    /// Something that the user should know.
+    fn note(&self, vm: &str, text: &str);
+    /// Shows the progress of a pull.
+    fn pull(&self) -> &dyn image::Progress;
+}
+
+impl Context<'_> {
+    fn step<T>(&self, vm: &str, step: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        super::cancel::check()?;
+        let began = Instant::now();
+        self.observer.begin(vm, step);
+        let result = work()?;
+        self.observer.end(vm, step, began.elapsed());
+        Ok(result)
+    }
+
+    /// Takes the VM's lock; two commands on one VM take turns.
+    fn lock(&self, vm: &str) -> Result<files::Lock> {
+        crate::protocol::address::check_vm_name(vm).map_err(anyhow::Error::msg)?;
+        let limit = Duration::from_secs(20);
+        files::lock(
+            &self.home.vm_lock(vm),
+            limit,
+            &format!("another command has been working on '{vm}' for 20 seconds"),
+        )
+        .hint("wait for it to end, then try again")
+    }
+}
+
+/// Seconds since 1970-01-01 UTC.
+pub fn unix_now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

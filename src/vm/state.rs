@@ -1,0 +1,295 @@
+//! A VM's state file: `state/<vm>.json`, written whole or not at all.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::Hint;
+use super::files::{self, write_atomic};
+use super::home::Home;
+use crate::hypervisor::process;
+use crate::protocol::address::{Mac, Subnet, check_vm_name};
+
+/// Version of the state file's layout; a newer one is never touched.
+pub const SCHEMA: u32 = 1;
+
+/// What puter last did with the VM. Whether it still holds is told by the process: see [`Vm::status`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Its disk is being made.
+    Creating,
+    /// The hypervisor was started, the agent has not answered yet.
+    Starting,
+    /// The agent answered and was configured.
+    Running,
+    /// It was asked to power off.
+    Stopping,
+    Stopped,
+    /// Its files are being removed.
+    Deleting,
+}
+
+impl Status {
+    pub fn word(self) -> &'static str {
+        match self {
+            Status::Creating => "creating",
+            Status::Starting => "starting",
+            Status::Running => "running",
+            Status::Stopping => "stopping",
+            Status::Stopped => "stopped",
+            Status::Deleting => "deleting",
+        }
+    }
+}
+
+/// A process that cannot be mistaken for another with a recycled number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    pub pid: u32,
+    /// Start time in clock ticks since boot (proc_pid_stat(5), field 22).
+    pub start_time: u64,
+}
+
+/// The image that a VM was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageId {
+    pub reference: String,
+    pub digest: String,
+}
+
+/// Everything that is known of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vm {
+    pub schema: u32,
+    pub name: String,
+    pub id: u32,
+    pub status: Status,
+    pub process: Option<ProcessId>,
+    pub mac: Mac,
+    pub ip: Ipv4Addr,
+    pub tap: String,
+    pub cid: u32,
+    pub image: ImageId,
+    pub overlay: PathBuf,
+    pub cpus: u32,
+    /// Bytes.
+    pub memory: u64,
+    /// Bytes.
+    pub disk: u64,
+    /// Names this machine's identity, new for each machine; see [`crate::protocol::agent::Identity`].
+    pub instance: String,
+    pub machine_id: String,
+    /// Seconds since 1970-01-01 UTC.
+    pub created: u64,
+    /// Seconds since 1970-01-01 UTC; when the hypervisor was last started.
+    pub started: Option<u64>,
+    /// What runs it: `cloud-hypervisor 54.0` or `emulator`.
+    pub hypervisor: Option<String>,
+}
+
+impl Vm {
+    /// Whether the hypervisor's process lives.
+    pub fn is_alive(&self) -> bool {
+        self.process.is_some_and(|p| process::is_alive(p.pid, p.start_time))
+    }
+
+    /// The status as it is now: without its process a VM is stopped, whatever its file says.
+    pub fn status(&self) -> Status {
+        match self.status {
+            Status::Creating | Status::Deleting => self.status,
+            _ if !self.is_alive() => Status::Stopped,
+            status => status,
+        }
+    }
+
+    /// Reads a VM's state; `None` where there is no such VM.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is damaged, or was written by a newer puter.
+    pub fn load(home: &Home, name: &str) -> Result<Option<Vm>> {
+        check_vm_name(name).map_err(anyhow::Error::msg)?;
+        let path = home.state(name);
+        let bytes = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.with_context(|| format!("cannot read {}", path.display()))?,
+        };
+        let parse = || -> Result<Vm> {
+            #[derive(Deserialize)]
+            struct Versioned {
+                schema: u32,
+            }
+            let Versioned { schema } = serde_json::from_slice(&bytes)?;
+            if schema != SCHEMA {
+                bail!("it has schema {schema}, this puter knows {SCHEMA}");
+            }
+            let vm: Vm = serde_json::from_slice(&bytes)?;
+            if vm.name != name {
+                bail!("it describes the VM '{}'", vm.name.escape_default());
+            }
+            Ok(vm)
+        };
+        parse().map(Some).with_context(|| format!("the state file {} cannot be used", path.display()))
+    }
+
+    /// Writes the state.
+    ///
+    /// # Errors
+    /// When the file cannot be written; the former one stays.
+    pub fn save(&self, home: &Home) -> Result<()> {
+        write_atomic(&home.state(&self.name), &serde_json::to_vec_pretty(self)?)
+    }
+}
+
+/// The VM of this name.
+///
+/// # Errors
+/// When there is none, or its state cannot be used.
+pub fn existing(home: &Home, name: &str) -> Result<Vm> {
+    Vm::load(home, name)?
+        .with_context(|| format!("there is no VM named '{name}'"))
+        .hint("`puter list` shows the VMs that exist")
+}
+
+/// The VMs by name, and beside them the state files that cannot be used, each with its reason.
+#[derive(Debug, Default)]
+pub struct All {
+    pub vms: Vec<Vm>,
+    pub damaged: Vec<(String, anyhow::Error)>,
+}
+
+/// Reads every state file; a damaged one hides no other.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn load_all(home: &Home) -> Result<All> {
+    let mut all = All::default();
+    let directory = home.states();
+    let entries = match std::fs::read_dir(&directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(all),
+        other => other.with_context(|| format!("cannot read {}", directory.display()))?,
+    };
+    for entry in entries {
+        let file = entry.with_context(|| format!("cannot read {}", directory.display()))?.file_name();
+        let Some(name) = file.to_str().and_then(|f| f.strip_suffix(".json")) else { continue };
+        if name.starts_with('.') {
+            continue;
+        }
+        match Vm::load(home, name) {
+            Ok(Some(vm)) => all.vms.push(vm),
+            Ok(None) => {}
+            Err(error) => all.damaged.push((name.to_string(), error)),
+        }
+    }
+    all.vms.sort_by_key(|vm| vm.id);
+    all.damaged.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(all)
+}
+
+/// Chooses the lowest id that neither a state file nor `taken` holds, and lets `write` reserve it under the lock.
+///
+/// # Errors
+/// When the subnet is full or `write` fails.
+pub fn with_new_id<T>(
+    home: &Home,
+    subnet: Subnet,
+    taken: &BTreeSet<u32>,
+    write: impl FnOnce(u32) -> Result<T>,
+) -> Result<T> {
+    let limit = std::time::Duration::from_secs(10);
+    let _lock = files::lock(&home.id_lock(), limit, "another command has been choosing an id for 10 seconds")?;
+    let all = load_all(home)?;
+    let used: BTreeSet<u32> = all.vms.iter().map(|vm| vm.id).chain(taken.iter().copied()).collect();
+    let Some(id) = (1..=subnet.last_id()).find(|id| !used.contains(id)) else {
+        bail!(
+            "the subnet {subnet} is full: it has {} addresses and as many VMs; delete one, or choose a wider subnet",
+            subnet.last_id()
+        );
+    };
+    write(id)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn sample(name: &str, id: u32) -> Vm {
+        Vm {
+            schema: SCHEMA,
+            name: name.into(),
+            id,
+            status: Status::Running,
+            process: None,
+            mac: Mac::of_id(id),
+            ip: Subnet::default().address(id).unwrap(),
+            tap: crate::protocol::address::tap_name(name),
+            cid: id + 3,
+            image: ImageId { reference: "r".into(), digest: "sha256:0".into() },
+            overlay: "/o".into(),
+            cpus: 1,
+            memory: 1 << 30,
+            disk: 1 << 30,
+            instance: "i".into(),
+            machine_id: "m".into(),
+            created: 0,
+            started: None,
+            hypervisor: None,
+        }
+    }
+
+    fn home() -> (tempfile::TempDir, Home) {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path());
+        home.prepare().unwrap();
+        (dir, home)
+    }
+
+    #[test]
+    fn a_state_reads_back_and_without_its_process_is_stopped() {
+        let (_dir, home) = home();
+        let mut vm = sample("web", 1);
+        vm.save(&home).unwrap();
+        assert_eq!(Vm::load(&home, "web").unwrap(), Some(vm.clone()));
+        assert_eq!(vm.status(), Status::Stopped);
+        let me = std::process::id();
+        let start_time = process::start_time(me).unwrap();
+        vm.process = Some(ProcessId { pid: me, start_time });
+        assert_eq!(vm.status(), Status::Running);
+        vm.process = Some(ProcessId { pid: me, start_time: start_time + 1 });
+        assert_eq!(vm.status(), Status::Stopped);
+        assert_eq!(Vm::load(&home, "absent").unwrap(), None);
+    }
+
+    #[test]
+    fn damaged_files_are_named_and_hide_no_other_vm() {
+        let (_dir, home) = home();
+        sample("good", 1).save(&home).unwrap();
+        std::fs::write(home.state("binary"), [0xff, 0, 1]).unwrap();
+        std::fs::write(home.state("cut"), "{\"schema\":1,\"na").unwrap();
+        std::fs::write(home.state("newer"), "{\"schema\":2}").unwrap();
+        std::fs::copy(home.state("good"), home.state("other")).unwrap();
+        let all = load_all(&home).unwrap();
+        assert_eq!(all.vms.iter().map(|v| v.name.as_str()).collect::<Vec<_>>(), ["good"]);
+        let names: Vec<_> = all.damaged.iter().map(|d| d.0.as_str()).collect();
+        assert_eq!(names, ["binary", "cut", "newer", "other"]);
+        assert!(format!("{:#}", all.damaged[2].1).contains("schema 2"));
+    }
+
+    #[test]
+    fn ids_are_the_lowest_free_ones_and_run_out_clearly() {
+        let (_dir, home) = home();
+        let subnet: Subnet = "10.0.0.0/27".parse().unwrap();
+        for id in [1, 2, 4] {
+            sample(&format!("vm{id}"), id).save(&home).unwrap();
+        }
+        let taken = BTreeSet::from([3]);
+        assert_eq!(with_new_id(&home, subnet, &taken, Ok).unwrap(), 5);
+        assert_eq!(with_new_id(&home, subnet, &BTreeSet::new(), Ok).unwrap(), 3);
+        let full: BTreeSet<u32> = (1..=subnet.last_id()).collect();
+        let error = with_new_id(&home, subnet, &full, Ok).unwrap_err().to_string();
+        assert!(error.contains("full"), "{error}");
+    }
+}

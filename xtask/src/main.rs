@@ -1,12 +1,72 @@
-//! What a developer runs more than once: `cargo xtask COMMAND`.
+//! `cargo xtask COMMAND`: what a developer runs more than once.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use argh::FromArgs;
+use xtask::{build, demo, packages, suite};
+
+/// What a developer of puter runs more than once. Each command installs what it needs.
+#[derive(FromArgs)]
+struct Xtask {
+    #[argh(subcommand)]
+    command: Command,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+enum Command {
+    Build(Build),
+    GuestImage(GuestImage),
+    Demo(Demo),
+    Test(Test),
+}
+
+/// Build the executable in release mode with its names in target/puter/.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "build")]
+struct Build {}
+
+/// Build the guest's OCI image in target/guest/oci from Debian packages.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "guest-image")]
+struct GuestImage {}
+
+/// Do the main job before your eyes: build, boot two machines, use them, clean up.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "demo")]
+struct Demo {}
+
+/// Run all tests, those with real guests included.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "test")]
+struct Test {
+    /// only tests whose name contains this
+    #[argh(positional)]
+    filter: Option<String>,
+}
 
 fn main() -> ExitCode {
-    let mut cargo = Command::new("cargo");
-    cargo.args(["test", "--workspace"]);
-    match cargo.status() {
-        Ok(status) if status.success() => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
+    let command: Xtask = argh::from_env();
+    match run(command.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Build(_) => build::release().map(|built| println!("{}", built.dir.display())),
+        Command::GuestImage(_) => {
+            packages::install(packages::GUEST_IMAGE)?;
+            let guest = build::guest_image(&build::release()?)?;
+            println!("oci:{}", guest.display());
+            Ok(())
+        }
+        Command::Demo(_) => demo::run(),
+        Command::Test(test) => suite::run(test.filter.as_deref()),
     }
 }

@@ -1,0 +1,146 @@
+//! The executable, the tools that Debian does not have, and the guest's image, each made once.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
+
+use crate::guest_image;
+use crate::shell::{find, run, top};
+
+/// The names by which users call the one executable.
+pub const NAMES: [&str; 3] = ["puter", "puterd", "puter-agent"];
+
+/// Version of the vsock device that the emulator runs.
+const VHOST_DEVICE_VSOCK: &str = "0.3.0";
+
+/// A directory with the executable and its names.
+pub struct Built {
+    pub dir: PathBuf,
+    pub executable: PathBuf,
+}
+
+/// Builds the executable in release mode into `target/puter/`.
+///
+/// # Errors
+/// When the compiler or the file system refuses.
+pub fn release() -> Result<Built> {
+    let top = top();
+    run(Command::new("cargo").args(["build", "--release", "--quiet", "--package", "puter"]).current_dir(&top))?;
+    let host = host_target()?;
+    let made = top.join("target").join(host).join("release/puter-multi");
+    let dir = top.join("target/puter");
+    let executable = place(&made, &dir)?;
+    Ok(Built { dir, executable })
+}
+
+/// Copies the executable into `dir` and makes the names there.
+///
+/// # Errors
+/// When the file system refuses.
+pub fn place(made: &Path, dir: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let executable = dir.join("puter-multi");
+    let temporary = dir.join(".puter-multi.new");
+    fs::copy(made, &temporary).with_context(|| format!("cannot copy {}", made.display()))?;
+    fs::rename(&temporary, &executable)?;
+    for name in NAMES {
+        let link = dir.join(name);
+        if fs::read_link(&link).ok().as_deref() != Some(Path::new("puter-multi")) {
+            let _ = fs::remove_file(&link);
+            symlink("puter-multi", &link).with_context(|| format!("cannot make {}", link.display()))?;
+        }
+    }
+    Ok(executable)
+}
+
+fn host_target() -> Result<String> {
+    let version = crate::shell::output(Command::new("rustc").arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc -vV names no host")?.to_string())
+}
+
+/// The vhost-user vsock device, from PATH or built into `target/tools/`.
+///
+/// # Errors
+/// When cargo cannot build it.
+pub fn vhost_device_vsock() -> Result<PathBuf> {
+    if let Some(found) = find("vhost-device-vsock") {
+        return Ok(found);
+    }
+    let root = top().join("target/tools");
+    let made = root.join("bin/vhost-device-vsock");
+    if !made.is_file() {
+        println!("building vhost-device-vsock {VHOST_DEVICE_VSOCK}, once");
+        // From another directory: this repository's linker flags are not meant for it.
+        run(Command::new("cargo")
+            .args(["install", "--quiet", "--locked", "--root"])
+            .arg(&root)
+            .arg(format!("vhost-device-vsock@{VHOST_DEVICE_VSOCK}"))
+            .current_dir("/"))?;
+    }
+    ensure!(made.is_file(), "cargo install left no {}", made.display());
+    Ok(made)
+}
+
+/// The tag of the guest's image in its OCI layout.
+pub const GUEST_TAG: &str = "latest";
+
+/// The guest's OCI layout in `target/guest/oci`, made anew when its recipe or the executable has changed.
+///
+/// # Errors
+/// When a tool fails.
+pub fn guest_image(built: &Built) -> Result<PathBuf> {
+    let top = top();
+    let dir = top.join("target/guest");
+    let out = dir.join("oci");
+    let stamp = dir.join("stamp");
+    let now = fingerprint(&[&top.join("packaging/guest"), &built.executable, &top.join("xtask/src/guest_image.rs")])?;
+    if out.is_dir() && fs::read_to_string(&stamp).is_ok_and(|former| former == now) {
+        return Ok(out);
+    }
+    println!("building the guest image from Debian packages");
+    fs::create_dir_all(&dir)?;
+    let _ = fs::remove_file(&stamp);
+    if out.exists() {
+        fs::remove_dir_all(&out).with_context(|| format!("cannot remove {}", out.display()))?;
+    }
+    guest_image::build(&guest_image::Options { binary: &built.executable, out: &out, tag: GUEST_TAG })?;
+    fs::write(&stamp, now)?;
+    Ok(out)
+}
+
+/// A hash over the names and contents of files and directories.
+fn fingerprint(paths: &[&Path]) -> Result<String> {
+    let mut files = Vec::new();
+    for path in paths {
+        collect(path, &mut files)?;
+    }
+    files.sort();
+    let mut hash = Sha256::new();
+    for file in files {
+        hash.update(file.to_string_lossy().as_bytes());
+        // A link's target may be of the guest and not be here.
+        let bytes = match fs::read_link(&file) {
+            Ok(target) => target.into_os_string().into_encoded_bytes(),
+            Err(_) => fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?,
+        };
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(&bytes);
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    if path.is_dir() && !path.is_symlink() {
+        for entry in fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))? {
+            collect(&entry?.path(), files)?;
+        }
+    } else {
+        files.push(path.to_path_buf());
+    }
+    Ok(())
+}

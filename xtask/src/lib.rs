@@ -1,0 +1,11 @@
+//! The parts of `cargo xtask`, shared with the end-to-end tests: Debian packages, the build, and a [`world`] of network
+//! namespaces in which an unprivileged user runs puter.
+
+pub mod build;
+pub mod demo;
+pub mod guest_image;
+pub mod packages;
+pub mod registry;
+pub mod shell;
+pub mod suite;
+pub mod world;

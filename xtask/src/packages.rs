@@ -1,0 +1,85 @@
+//! Debian packages that a command needs.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::shell::{as_root, find, run};
+
+/// For building the guest's image.
+pub const GUEST_IMAGE: &[&str] = &["mmdebstrap", "umoci", "e2fsprogs", "uidmap", "zstd"];
+
+/// For running it: the emulator, a registry, namespaces and ssh.
+pub const RUN: &[&str] = &[
+    "qemu-system-x86",
+    "docker-registry",
+    "skopeo",
+    "iproute2",
+    "util-linux",
+    "busybox-static",
+    "openssh-client",
+    "libcap2-bin",
+];
+
+/// For the tests alone.
+pub const TEST: &[&str] = &[
+    "qemu-utils",
+    "isc-dhcp-client",
+    "udhcpc",
+    "nftables",
+    "curl",
+    "iputils-ping",
+    "apache2-utils",
+    "attr",
+    "cpio",
+    "file",
+    "socat",
+    "tcpdump",
+];
+
+/// Installs those that are missing, asking sudo for root.
+///
+/// # Errors
+/// When this is no Debian, or a package cannot be installed.
+pub fn install(packages: &[&str]) -> Result<()> {
+    ensure!(
+        find("apt-get").is_some(),
+        "apt-get is not here; install by your own means what these Debian packages hold: {}",
+        packages.join(" ")
+    );
+    let mut missing = absent(packages)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("installing {}", missing.join(" "));
+    run(apt().args(["-qq", "update"]))?;
+    // A package from another suite may stand in the way of one that shares its source; apt then removes it, and the
+    // second round brings back the fitting version.
+    for _ in 0..2 {
+        for package in &missing {
+            run(apt().args(["-qq", "-y", "--no-install-recommends", "install", package]))?;
+        }
+        missing = absent(packages)?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("apt-get did not install {}", missing.join(" "))
+}
+
+fn apt() -> Command {
+    let mut command = as_root("env");
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "Dpkg::Use-Pty=0"]);
+    command
+}
+
+fn absent<'a>(packages: &[&'a str]) -> Result<Vec<&'a str>> {
+    let output = Command::new("dpkg-query")
+        .args(["-W", "-f", "${db:Status-Abbrev} ${Package}\n"])
+        .args(packages)
+        .output()
+        .context("cannot run dpkg-query")?;
+    let listing = String::from_utf8_lossy(&output.stdout).into_owned();
+    let present: Vec<&str> = listing.lines().filter_map(|line| line.strip_prefix("ii ")).map(str::trim).collect();
+    Ok(packages.iter().copied().filter(|package| !present.contains(package)).collect())
+}

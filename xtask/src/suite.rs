@@ -1,0 +1,78 @@
+//! `cargo xtask test`: every test there is, with the totals of all runners at the end.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::shell::top;
+use crate::{build, packages};
+
+/// Runs all tests, as root where they need it; `filter` picks those whose name contains it.
+///
+/// # Errors
+/// When a test fails, or what the tests need cannot be had.
+pub fn run(filter: Option<&str>) -> Result<()> {
+    for list in [packages::GUEST_IMAGE, packages::RUN, packages::TEST] {
+        packages::install(list)?;
+    }
+    let built = build::release()?;
+    let vsock = build::vhost_device_vsock()?;
+    let guest = build::guest_image(&built)?;
+    let mut cargo = Command::new("cargo");
+    cargo.args(["test", "--workspace", "--no-fail-fast", "--"]).args(filter).arg("--include-ignored");
+    cargo.current_dir(top());
+    cargo.env("PUTER_TEST_BIN", &built.dir).env("PUTER_TEST_GUEST", &guest).env("PUTER_VHOST_DEVICE_VSOCK", &vsock);
+    if !rustix::process::geteuid().is_root() {
+        let target = crate::shell::output(Command::new("rustc").args(["--print", "host-tuple"]))?;
+        let variable = format!("CARGO_TARGET_{}_RUNNER", target.to_ascii_uppercase().replace('-', "_"));
+        cargo.env(variable, "sudo --preserve-env");
+    }
+    let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;
+    let mut totals = Totals::default();
+    for line in BufReader::new(child.stdout.take().context("cargo has no output")?).lines() {
+        let line = line.context("cannot read cargo's output")?;
+        totals.add(&line);
+        println!("{line}");
+        std::io::stdout().flush()?;
+    }
+    let status = child.wait()?;
+    println!("\n{} passed, {} failed", totals.passed, totals.failed);
+    ensure!(status.success(), "the tests failed ({status})");
+    ensure!(totals.passed > 0, "no test ran");
+    Ok(())
+}
+
+/// Sums of the runners' result lines.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Totals {
+    passed: u64,
+    failed: u64,
+}
+
+impl Totals {
+    /// Takes a line such as `test result: ok. 5 passed; 0 failed; 0 ignored; …`.
+    fn add(&mut self, line: &str) {
+        let Some(counts) = line.strip_prefix("test result: ") else { return };
+        let count = |word: &str| -> u64 {
+            let before = counts.split(word).next().unwrap_or_default();
+            before.rsplit([' ', ';']).find(|w| !w.is_empty()).and_then(|n| n.parse().ok()).unwrap_or(0)
+        };
+        self.passed += count(" passed");
+        self.failed += count(" failed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_lines_are_summed() {
+        let mut totals = Totals::default();
+        totals.add("test result: ok. 12 passed; 0 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.1s");
+        totals.add("test some::test ... ok");
+        totals.add("test result: FAILED. 5 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out");
+        assert_eq!(totals, Totals { passed: 17, failed: 2 });
+    }
+}

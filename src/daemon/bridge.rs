@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn a_clash_names_the_route_and_its_interface() {
         let eth = Link { index: 2, name: "eth0".to_owned(), ..Link::default() };
-        let why = plan(&settings(), &[eth.clone()], &[], &[route(2, "10.0.0.0", 16)]).unwrap_err();
+        let why = plan(&settings(), std::slice::from_ref(&eth), &[], &[route(2, "10.0.0.0", 16)]).unwrap_err();
         assert!(why.contains("route 10.0.0.0/16 (dev eth0)"), "{why}");
         let why = plan(&settings(), &[eth], &[address(2, "10.0.0.77", 32)], &[]).unwrap_err();
         assert!(why.contains("address 10.0.0.77/32 (dev eth0)"), "{why}");

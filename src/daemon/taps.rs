@@ -213,7 +213,7 @@ mod tests {
         assert_eq!(decide("web", 1, &[]), Ok(Action::Create));
         let there = link("web", 1);
         let alias = Alias { vm: "web".to_owned(), id: 1, isolated: false };
-        assert_eq!(decide("web", 1, &[there.clone()]), Ok(Action::Keep(there, alias)));
+        assert_eq!(decide("web", 1, std::slice::from_ref(&there)), Ok(Action::Keep(there, alias)));
     }
 
     #[test]
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn a_half_made_tap_is_finished_unless_someone_holds_it() {
         let half = Link { alias: None, master: None, ..link("web", 1) };
-        assert_eq!(decide("web", 1, &[half.clone()]), Ok(Action::Finish(half.clone())));
+        assert_eq!(decide("web", 1, std::slice::from_ref(&half)), Ok(Action::Finish(half.clone())));
         let held = Link { carrier: true, ..half };
         assert_eq!(decide("web", 1, &[held]), Err((409, "tap_name_taken")));
     }

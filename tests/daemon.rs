@@ -9,6 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::process::Stdio;
+use std::thread;
 use std::time::Instant;
 
 use puter::protocol::daemon::{ErrorBody, Lease, Status, Tap};
@@ -385,9 +386,16 @@ fn a_teardown_leaves_nothing() {
     lab.host("nft add table inet mine");
     let before = lab.host("ip -o link | cut -d: -f2; ip -o addr; nft list ruleset");
     let daemon = lab.start(&["--teardown"]);
-    for id in 1..=20 {
-        let _: Tap = lab.json("POST", "/v1/taps", &format!(r#"{{"vm":"vm-{id}","id":{id}}}"#));
-    }
+    // Many at once, each asked for twice: one TAP each.
+    thread::scope(|scope| {
+        for at in 0..100 {
+            let (lab, id) = (&lab, at % 50 + 1);
+            let body = format!(r#"{{"vm":"a-vm-with-a-long-name-{id}","id":{id}}}"#);
+            scope.spawn(move || lab.json::<Tap>("POST", "/v1/taps", &body));
+        }
+    });
+    let taps: Vec<Tap> = lab.json("GET", "/v1/taps", "");
+    assert!(taps.iter().map(|t| t.id).eq(1..=50), "{taps:?}");
     assert!(daemon.stop(Signal::TERM).success());
     assert_eq!(lab.host("ip -o link | cut -d: -f2; ip -o addr; nft list ruleset"), before);
     assert!(!lab.socket().exists());
@@ -489,6 +497,31 @@ fn systemd_gives_the_socket_and_hears_that_puterd_is_ready() {
     assert!(daemon.stop(Signal::TERM).success());
     assert_eq!(hear(), "STOPPING=1");
     assert!(path.exists(), "the socket is systemd's");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn puterd_outlives_the_reader_of_its_log() {
+    let lab = Lab::new();
+    let mut command = lab.puterd();
+    let mut child = Process(command.stderr(Stdio::piped()).spawn().unwrap());
+    drop(child.0.stderr.take());
+    wait("puterd listens", || lab.socket().exists());
+    let _: Tap = lab.json("POST", "/v1/taps", r#"{"vm":"web","id":1}"#);
+    let status: Status = lab.json("GET", "/v1/status", "");
+    assert_eq!((status.pid, status.taps), (child.pid(), 1));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_tun_device_that_is_closed_to_the_user_is_named_with_the_remedy() {
+    let lab = Lab::new();
+    lab.host("chmod 600 /dev/net/tun");
+    let _daemon = lab.start(&[]);
+    let (status, body) = lab.request("POST", "/v1/taps", r#"{"vm":"web","id":1}"#);
+    assert_eq!((status, code(&body).as_str()), (500, "internal"));
+    assert!(body.contains("cannot open /dev/net/tun") && body.contains("sudo chmod 666 /dev/net/tun"), "{body}");
+    assert_eq!(lab.json::<Vec<Tap>>("GET", "/v1/taps", ""), []);
 }
 
 #[test]

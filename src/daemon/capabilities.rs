@@ -55,7 +55,7 @@ pub fn keep_needed() -> Result<()> {
         }
     }
     if permitted != needed {
-        eprintln!("puterd: gives up every capability but its three for the network");
+        log!("gives up every capability but its three for the network");
     }
     let only = CapabilitySets { effective: needed, permitted: needed, inheritable: CapabilitySet::empty() };
     thread::set_capabilities(None, only).context("cannot give up capabilities")?;

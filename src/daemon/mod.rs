@@ -2,6 +2,14 @@
 //! requests for them on a Unix socket. It stores nothing: the interfaces are its only record, so that a restart adopts
 //! what is there.
 
+/// Writes a line to standard error, and nothing where no one reads it any more: eprintln! would end the process.
+macro_rules! log {
+    ($($arg:tt)*) => {{
+        use std::io::Write;
+        let _ = std::io::stderr().write_all(format!("puterd: {}\n", format_args!($($arg)*)).as_bytes());
+    }};
+}
+
 mod api;
 mod bridge;
 mod capabilities;
@@ -62,7 +70,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     match run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("puterd: {error:#}");
+            log!("{error:#}");
             ExitCode::FAILURE
         }
     }
@@ -70,7 +78,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 
 fn parse(args: &[OsString]) -> Result<Options, ExitCode> {
     let usage = |text: &str| {
-        eprintln!("puterd: {}", text.trim_end());
+        log!("{}", text.trim_end());
         ExitCode::from(crate::USAGE)
     };
     let texts: Option<Vec<&str>> = args.iter().map(|a| a.to_str()).collect();
@@ -117,7 +125,7 @@ fn run(options: Options) -> Result<()> {
     let network = served?;
     if options.teardown {
         network.tear_down()?;
-        eprintln!("puterd: removed the bridge and all that was on it");
+        log!("removed the bridge and all that was on it");
     }
     Ok(())
 }
@@ -127,11 +135,11 @@ async fn serve(listener: &Listener, network: &Arc<Network>, path: &std::path::Pa
     let mut signals = Signals::new([Signal::Term, Signal::Int]).context("cannot wait for signals")?;
     let stop = async {
         let _ = signals.next().await;
-        eprintln!("puterd: stops");
+        log!("stops");
         socket::notify("STOPPING=1");
     };
     let Settings { bridge, subnet, uid } = network.settings();
-    eprintln!("puterd: ready on {}: bridge {bridge}, {subnet}", path.display());
+    log!("ready on {}: bridge {bridge}, {subnet}", path.display());
     socket::notify(&format!("READY=1\nSTATUS=bridge {bridge}, {subnet}"));
     server::serve(&listener.socket, *uid, network.clone(), stop).await
 }

@@ -42,7 +42,7 @@ impl Network {
             .with_context(|| format!("cannot install the nftables table {}", nft::table_name(&settings.bridge)))?;
         // Last: with forwarding on before its filter, the host would forward for anyone.
         if sysctl::enable_forwarding()? {
-            eprintln!("puterd: turned IPv4 forwarding on");
+            log!("turned IPv4 forwarding on");
         }
         let place = Place { bridge: index, uid: settings.uid, subnet: settings.subnet };
         let network =
@@ -63,13 +63,13 @@ impl Network {
             } else if self.place.half_made(&link) {
                 link::delete(&mut socket, link.index)
                     .with_context(|| format!("cannot remove the half-made TAP {}", link.name))?;
-                eprintln!("puterd: removed the half-made TAP {}", link.name);
+                log!("removed the half-made TAP {}", link.name);
             } else if link.master == Some(self.place.bridge) {
-                eprintln!("puterd: {} is on {} and not puterd's: left alone", link.name, self.settings.bridge);
+                log!("{} is on {} and not puterd's: left alone", link.name, self.settings.bridge);
             }
         }
         if adopted > 0 {
-            eprintln!("puterd: adopted {adopted} TAP{}", if adopted == 1 { "" } else { "s" });
+            log!("adopted {adopted} TAP{}", if adopted == 1 { "" } else { "s" });
         }
         self.refresh(&mut socket).map(drop)
     }
@@ -164,7 +164,7 @@ fn bring_up(socket: &mut Socket, settings: &Settings, plan: Plan, addresses: &[A
             for old in outdated {
                 address::remove(socket, old)
                     .with_context(|| format!("cannot take {}/{} from {name}", old.address, old.prefix))?;
-                eprintln!("puterd: took {}/{} from {name}", old.address, old.prefix);
+                log!("took {}/{} from {name}", old.address, old.prefix);
             }
             index
         }
@@ -200,7 +200,7 @@ impl Backend for Network {
         };
         let tap = tap.map_err(internal)?;
         if new {
-            eprintln!("puterd: made the TAP {} for {} ({}, {})", tap.name, tap.vm, tap.ip, tap.mac);
+            log!("made the TAP {} for {} ({}, {})", tap.name, tap.vm, tap.ip, tap.mac);
         }
         Ok(tap)
     }
@@ -218,7 +218,7 @@ impl Backend for Network {
         };
         let removed = link::delete(&mut socket, link.index);
         removed.with_context(|| format!("cannot remove the TAP {}", link.name)).map_err(internal)?;
-        eprintln!("puterd: removed the TAP {} of {vm}", link.name);
+        log!("removed the TAP {} of {vm}", link.name);
         self.refresh(&mut socket).map(drop).map_err(internal)
     }
 

@@ -55,7 +55,7 @@ pub async fn serve(
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // Out of descriptors or memory: waiting is all that helps.
-                    eprintln!("puterd: cannot accept a connection: {error}");
+                    log!("cannot accept a connection: {error}");
                     Timer::after(Duration::from_millis(100)).await;
                     continue;
                 }
@@ -86,7 +86,7 @@ async fn connection(mut stream: Async<UnixStream>, uid: u32, backend: Arc<dyn Ba
         Some(other) if other == uid => {}
         other => {
             let who = other.map_or_else(|| "an unknown user".to_owned(), |uid| format!("uid {uid}"));
-            eprintln!("puterd: refused a connection of {who}");
+            log!("refused a connection of {who}");
             let message = format!("this puterd serves uid {uid} alone, not {who}: start one as that user");
             let body = Reply::from(ApiError::new(403, "forbidden", message)).body;
             let head = format!(

@@ -109,7 +109,7 @@ impl Listener {
             && fs::symlink_metadata(&path).is_ok_and(|m| m.ino() == inode)
             && let Err(error) = fs::remove_file(&path)
         {
-            eprintln!("puterd: cannot remove {}: {error}", path.display());
+            log!("cannot remove {}: {error}", path.display());
         }
     }
 }
@@ -167,7 +167,7 @@ pub fn notify(state: &str) {
         socket.send_to_addr(state.as_bytes(), &address)
     });
     if let Err(error) = sent {
-        eprintln!("puterd: cannot notify systemd: {error}");
+        log!("cannot notify systemd: {error}");
     }
 }
 

@@ -33,7 +33,6 @@ const _: () = assert!(size_of::<Request>() == 40); // sizeof(struct ifreq) where
 /// # Errors
 /// The kernel's, with what failed; `ResourceBusy` where another process holds it.
 pub fn open(name: &str) -> io::Result<File> {
-    let named = |what: &str, e: io::Error| io::Error::new(e.kind(), format!("cannot {what}: {e}"));
     let mut request = Request { name: [0; 16], flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, rest: [0; 22] };
     if name.is_empty() || name.len() > MAX_INTERFACE_NAME || name.contains('%') {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("'{name}' cannot name an interface")));
@@ -41,12 +40,18 @@ pub fn open(name: &str) -> io::Result<File> {
     for (to, from) in request.name.iter_mut().zip(name.bytes()) {
         *to = from;
     }
-    let device =
-        File::options().read(true).write(true).open(DEVICE).map_err(|e| named(&format!("open {DEVICE}"), e))?;
+    let device = File::options().read(true).write(true).open(DEVICE).map_err(|e| {
+        let remedy = match e.kind() {
+            io::ErrorKind::PermissionDenied => "; let all users open it, as udev does: sudo chmod 666 /dev/net/tun",
+            io::ErrorKind::NotFound => "; load its module: sudo modprobe tun",
+            _ => "",
+        };
+        io::Error::new(e.kind(), format!("cannot open {DEVICE}: {e}{remedy}"))
+    })?;
     // SAFETY: TUNSETIFF reads a struct ifreq, whose layout Request has; the kernel's answer is written into it, and
     // the Setter owns it for the call.
     unsafe { ioctl::ioctl(device.as_fd(), Setter::<TUNSETIFF, Request>::new(request)) }
-        .map_err(|e| named(&format!("open the TAP {name}"), e.into()))?;
+        .map_err(|e| io::Error::new(e.kind(), format!("cannot open the TAP {name}: {e}")))?;
     Ok(device)
 }
 

@@ -12,8 +12,8 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Instant;
 
-use puter::protocol::daemon::{ErrorBody, Lease, Status, Tap};
-use rustix::process::Signal;
+use puter::protocol::daemon::{ErrorBody, Lease, Status, Tap, TapRequest};
+use rustix::process::{Signal, Uid};
 
 use lab::{CAPABILITIES, Daemon, LIMIT, Lab, OTHER, Process, SERVER, UID, mode, split, wait};
 
@@ -134,6 +134,29 @@ fn taps_are_made_found_again_and_removed() {
     assert_eq!(lab.request("DELETE", "/v1/taps/mine", "").0, 404);
     let left = lab.host("ip -o link");
     assert!(!left.contains("pt-web") && left.contains("pt-mine"), "{left}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_products_own_client_is_understood() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let socket = lab.socket();
+    let asked = thread::spawn(move || {
+        let uid = Uid::from_raw(UID);
+        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+        let agent = puter::protocol::unix_http::agent(&socket, LIMIT);
+        let url = "http://localhost/v1/taps";
+        let request = TapRequest { vm: "web".to_owned(), id: 1, isolated: false };
+        let mut made = agent.post(url).send(serde_json::to_vec(&request).unwrap()).unwrap();
+        let tap: Tap = serde_json::from_str(&made.body_mut().read_to_string().unwrap()).unwrap();
+        let mut refused = agent.post(url).send(r#"{"vm":"db","id":1}"#).unwrap();
+        let refused = (refused.status().as_u16(), code(&refused.body_mut().read_to_string().unwrap()));
+        let gone = agent.delete(format!("{url}/web")).call().unwrap().status().as_u16();
+        (tap.name, refused, gone)
+    });
+    let expected = ("pt-web".to_owned(), (409, "id_taken".to_owned()), 204);
+    assert_eq!(asked.join().unwrap(), expected);
 }
 
 #[test]

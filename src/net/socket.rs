@@ -96,7 +96,8 @@ impl Socket {
     pub fn batch(&mut self, messages: &[Message], framed: bool) -> Result<(), Error> {
         let mut bytes = Vec::new();
         let inner = if framed { 1..messages.len().saturating_sub(1) } else { 0..messages.len() };
-        let mut last = self.sequence;
+        let first = self.sequence.wrapping_add(1);
+        let mut last = first;
         for (at, message) in messages.iter().enumerate() {
             self.sequence = self.sequence.wrapping_add(1);
             let acknowledged = inner.contains(&at);
@@ -109,7 +110,9 @@ impl Socket {
         loop {
             let size = self.receive()?;
             for answer in message::answers(self.buffer.get(..size).unwrap_or_default()) {
-                if answer.kind == ERROR {
+                // What a batch that failed left behind is not an answer to this one.
+                let ours = (answer.sequence.wrapping_sub(first) as usize) < messages.len();
+                if answer.kind == ERROR && ours {
                     check(&answer)?;
                     if answer.sequence == last {
                         return Ok(());

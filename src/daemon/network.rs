@@ -13,7 +13,7 @@ use super::taps::{Action, Alias, Place};
 use crate::net::address::{self, Address};
 use crate::net::link::{self, Link};
 use crate::net::{Socket, nft, route, sysctl, tap};
-use crate::protocol::address::tap_name;
+use crate::protocol::address::{Mac, tap_name};
 use crate::protocol::daemon::{Lease, Status, Tap, TapRequest};
 
 /// The bridge and its TAPs. One request at a time changes them.
@@ -79,6 +79,10 @@ impl Network {
         let text = alias.to_string();
         if link.alias.as_deref() != Some(&text) {
             link::set_alias(socket, link.index, &text)?;
+        }
+        // Before the first frame can pass: what is not this VM's own stops at the TAP.
+        if let Some(address) = self.settings.subnet.address(alias.id) {
+            nft::guard(&self.settings.bridge, &link.name, Mac::of_id(alias.id), address)?;
         }
         if link.master != Some(self.place.bridge) {
             link::set_master(socket, link.index, self.place.bridge)?;
@@ -218,6 +222,9 @@ impl Backend for Network {
         };
         let removed = link::delete(&mut socket, link.index);
         removed.with_context(|| format!("cannot remove the TAP {}", link.name)).map_err(internal)?;
+        if let Err(error) = nft::unguard(&self.settings.bridge, &link.name) {
+            log!("cannot remove the filter of {}: {error}", link.name);
+        }
         log!("removed the TAP {} of {vm}", link.name);
         self.refresh(&mut socket).map(drop).map_err(internal)
     }

@@ -1,4 +1,5 @@
-//! puter's nftables table (linux/netfilter/nf_tables.h), replaced whole in one batch.
+//! puter's nftables tables (linux/netfilter/nf_tables.h): one for the bridge and one with a chain for each TAP. Each
+//! table or chain is replaced whole in one batch.
 //!
 //! Each rule is a list of expressions which load a value into a register and compare it, as `nft --debug=netlink`
 //! shows them.
@@ -7,7 +8,7 @@ use std::net::Ipv4Addr;
 
 use super::message::{Attributes, Message, flags};
 use super::{Error, Socket};
-use crate::protocol::address::Subnet;
+use crate::protocol::address::{Mac, Subnet};
 
 const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 const NFNL_MSG_BATCH_END: u16 = 17;
@@ -16,9 +17,12 @@ const SUBSYSTEM: u16 = 10;
 const NEW_TABLE: u16 = SUBSYSTEM << 8;
 const DELETE_TABLE: u16 = (SUBSYSTEM << 8) | 2;
 const NEW_CHAIN: u16 = (SUBSYSTEM << 8) | 3;
+const DELETE_CHAIN: u16 = (SUBSYSTEM << 8) | 5;
 const NEW_RULE: u16 = (SUBSYSTEM << 8) | 6;
 /// IPv4 and IPv6 at once (NFPROTO_INET).
 const INET: u8 = 1;
+/// What arrives on one interface, before all else (NFPROTO_NETDEV).
+const NETDEV: u8 = 5;
 const NFPROTO_IPV4: u8 = 2;
 
 const NFTA_TABLE_NAME: u16 = 1;
@@ -29,6 +33,7 @@ const NFTA_CHAIN_POLICY: u16 = 5;
 const NFTA_CHAIN_TYPE: u16 = 7;
 const NFTA_HOOK_HOOKNUM: u16 = 1;
 const NFTA_HOOK_PRIORITY: u16 = 2;
+const NFTA_HOOK_DEV: u16 = 3;
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
 const NFTA_RULE_EXPRESSIONS: u16 = 4;
@@ -39,6 +44,7 @@ const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_DATA_VERDICT: u16 = 2;
 const NFTA_VERDICT_CODE: u16 = 1;
 
+const INGRESS: u32 = 0;
 const LOCAL_IN: u32 = 1;
 const FORWARD: u32 = 2;
 const POSTROUTING: u32 = 4;
@@ -59,8 +65,12 @@ struct Rule(Attributes);
 /// What a packet is asked for (NFT_META_*).
 #[derive(Clone, Copy)]
 enum Meta {
+    /// The frame's EtherType, in network byte order.
+    EtherType = 1,
     InputName = 6,
     OutputName = 7,
+    /// What kind of hardware the frame came from (ARPHRD_*), in the machine's byte order.
+    InputType = 8,
     Family = 15,
     Protocol = 16,
 }
@@ -109,7 +119,8 @@ impl Rule {
         self.expression("bitwise", data.nest(4, value(mask)).nest(5, value(&zero)))
     }
 
-    /// Loads bytes of the packet; base 1 is the network header, 2 the transport header (NFT_PAYLOAD_*).
+    /// Loads bytes of the packet; base 0 is the link header, 1 the network header, 2 the transport header
+    /// (NFT_PAYLOAD_*).
     fn payload(self, base: u32, offset: u32, length: u32) -> Rule {
         let data = Attributes::new().be32(1, REGISTER).be32(2, base).be32(3, offset).be32(4, length);
         self.expression("payload", data)
@@ -122,6 +133,10 @@ impl Rule {
             .payload(1, 12, 4)
             .mask(&octets(subnet.mask()))
             .compare(false, &octets(subnet.network()))
+    }
+
+    fn ether_type(self, kind: u16) -> Rule {
+        self.meta(Meta::EtherType, false, &kind.to_be_bytes())
     }
 
     fn port(self, protocol: u8, port: u16) -> Rule {
@@ -156,8 +171,16 @@ fn header(family: u8, resource: u16) -> [u8; 4] {
     [family, 0, high, low]
 }
 
-fn table(kind: u16, flags: u16, name: &str) -> Message {
-    Message::new(kind, flags, &header(INET, 0), Attributes::new().string(NFTA_TABLE_NAME, name))
+fn table(family: u8, kind: u16, flags: u16, name: &str) -> Message {
+    Message::new(kind, flags, &header(family, 0), Attributes::new().string(NFTA_TABLE_NAME, name))
+}
+
+fn rule(family: u8, table: &str, chain: &str, rule: Rule) -> Message {
+    let attributes = Attributes::new()
+        .string(NFTA_RULE_TABLE, table)
+        .string(NFTA_RULE_CHAIN, chain)
+        .nest(NFTA_RULE_EXPRESSIONS, rule.0);
+    Message::new(NEW_RULE, flags::CREATE | flags::APPEND, &header(family, 0), attributes)
 }
 
 fn chain(table: &str, name: &str, kind: &str, hook: u32, priority: i32) -> Message {
@@ -220,20 +243,14 @@ fn install_batch(bridge: &str, subnet: Subnet) -> Vec<Message> {
     let name = table_name(bridge);
     // Deleting one that does not exist fails, so it is made first.
     let mut messages = vec![
-        table(NEW_TABLE, flags::CREATE, &name),
-        table(DELETE_TABLE, 0, &name),
-        table(NEW_TABLE, flags::CREATE, &name),
+        table(INET, NEW_TABLE, flags::CREATE, &name),
+        table(INET, DELETE_TABLE, 0, &name),
+        table(INET, NEW_TABLE, flags::CREATE, &name),
         chain(&name, "input", "filter", LOCAL_IN, PRIORITY_FILTER),
         chain(&name, "forward", "filter", FORWARD, PRIORITY_FILTER),
         chain(&name, "postrouting", "nat", POSTROUTING, PRIORITY_SOURCE_NAT),
     ];
-    for (chain, rule) in rules(bridge, subnet) {
-        let attributes = Attributes::new()
-            .string(NFTA_RULE_TABLE, &name)
-            .string(NFTA_RULE_CHAIN, chain)
-            .nest(NFTA_RULE_EXPRESSIONS, rule.0);
-        messages.push(Message::new(NEW_RULE, flags::CREATE | flags::APPEND, &header(INET, 0), attributes));
-    }
+    messages.extend(rules(bridge, subnet).into_iter().map(|(chain, body)| rule(INET, &name, chain, body)));
     framed(messages)
 }
 
@@ -245,14 +262,79 @@ pub fn install(bridge: &str, subnet: Subnet) -> Result<(), Error> {
     Socket::netfilter()?.batch(&install_batch(bridge, subnet), true)
 }
 
-/// Removes the table for this bridge, if there is one.
+/// Removes the tables for this bridge and its TAPs, if there are any.
 ///
 /// # Errors
 /// The kernel's.
 pub fn remove(bridge: &str) -> Result<(), Error> {
     let name = table_name(bridge);
-    let messages = vec![table(NEW_TABLE, flags::CREATE, &name), table(DELETE_TABLE, 0, &name)];
+    let both = [INET, NETDEV].into_iter();
+    let messages = both.flat_map(|f| [table(f, NEW_TABLE, flags::CREATE, &name), table(f, DELETE_TABLE, 0, &name)]);
+    Socket::netfilter()?.batch(&framed(messages.collect()), true)
+}
+
+/// What a guest may send: frames with its own MAC that are ARP or IPv4 with its own address, or a request to a DHCP
+/// server. It answers no DHCP, and IPv6, of which puter gives it none, goes nowhere.
+fn guest_rules(mac: Mac, address: Ipv4Addr) -> Vec<Rule> {
+    const ARP: u16 = 0x0806;
+    const IPV4: u16 = 0x0800;
+    let octets = address.octets();
+    let arp = || Rule::new().ether_type(ARP);
+    let ip = || Rule::new().ether_type(IPV4);
+    // Offsets: Ethernet's source (IEEE 802.3); ARP's sender (RFC 826); IPv4's source (RFC 791); UDP's source (RFC 768).
+    vec![
+        // A TAP is always Ethernet; to say so is how nft(8) knows the address for one.
+        Rule::new().meta(Meta::InputType, false, &1u16.to_ne_bytes()).payload(0, 6, 6).compare(true, &mac.0).drop(),
+        arp().payload(1, 8, 6).compare(true, &mac.0).drop(),
+        arp().payload(1, 14, 4).compare(false, &octets).accept(),
+        // A probe for a duplicate of an address names no sender (RFC 5227).
+        arp().payload(1, 14, 4).compare(false, &[0; 4]).accept(),
+        ip().meta(Meta::Protocol, false, &[IPPROTO_UDP]).payload(2, 0, 2).compare(false, &67u16.to_be_bytes()).drop(),
+        ip().payload(1, 12, 4).compare(false, &octets).accept(),
+        ip().payload(1, 12, 4).compare(false, &[0; 4]).port(IPPROTO_UDP, 67).accept(),
+        Rule::new().drop(),
+    ]
+}
+
+/// Makes and deletes a TAP's chain, so that none is left.
+fn no_chain(table_name: &str, tap: &str) -> Vec<Message> {
+    let attributes = || Attributes::new().string(NFTA_CHAIN_TABLE, table_name).string(NFTA_CHAIN_NAME, tap);
+    vec![
+        table(NETDEV, NEW_TABLE, flags::CREATE, table_name),
+        Message::new(NEW_CHAIN, flags::CREATE, &header(NETDEV, 0), attributes()),
+        Message::new(DELETE_CHAIN, 0, &header(NETDEV, 0), attributes()),
+    ]
+}
+
+/// Lets nothing into the host from this TAP but what its guest may send, with no moment in between where a former
+/// chain is replaced.
+///
+/// # Errors
+/// The kernel's; `OPNOTSUPP` where it lacks nf_tables for interfaces.
+pub fn guard(bridge: &str, tap: &str, mac: Mac, address: Ipv4Addr) -> Result<(), Error> {
+    let name = table_name(bridge);
+    let mut messages = no_chain(&name, tap);
+    let hook = Attributes::new()
+        .be32(NFTA_HOOK_HOOKNUM, INGRESS)
+        .bytes(NFTA_HOOK_PRIORITY, &PRIORITY_FILTER.to_be_bytes())
+        .string(NFTA_HOOK_DEV, tap);
+    let attributes = Attributes::new()
+        .string(NFTA_CHAIN_TABLE, &name)
+        .string(NFTA_CHAIN_NAME, tap)
+        .nest(NFTA_CHAIN_HOOK, hook)
+        .be32(NFTA_CHAIN_POLICY, ACCEPT)
+        .string(NFTA_CHAIN_TYPE, "filter");
+    messages.push(Message::new(NEW_CHAIN, flags::CREATE, &header(NETDEV, 0), attributes));
+    messages.extend(guest_rules(mac, address).into_iter().map(|body| rule(NETDEV, &name, tap, body)));
     Socket::netfilter()?.batch(&framed(messages), true)
+}
+
+/// Removes the chain of a TAP that is gone; newer kernels keep it without its interface.
+///
+/// # Errors
+/// The kernel's.
+pub fn unguard(bridge: &str, tap: &str) -> Result<(), Error> {
+    Socket::netfilter()?.batch(&framed(no_chain(&table_name(bridge), tap)), true)
 }
 
 #[cfg(test)]

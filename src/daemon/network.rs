@@ -1,0 +1,247 @@
+//! The host's network as puterd keeps it: brings the bridge up, makes and removes TAPs.
+
+use std::collections::BTreeMap;
+use std::process;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::api::{ApiError, Backend};
+use super::bridge::{self, Plan, Settings};
+use super::taps::{Action, Alias, Place};
+use crate::net::address::{self, Address};
+use crate::net::link::{self, Link};
+use crate::net::{Socket, nft, route, sysctl, tap};
+use crate::protocol::address::{Mac, tap_name};
+use crate::protocol::daemon::{Lease, Status, Tap, TapRequest};
+
+/// The bridge and its TAPs. One request at a time changes them.
+pub struct Network {
+    settings: Settings,
+    place: Place,
+    socket: Mutex<Socket>,
+    /// The VM of each id, as of the last time the interfaces were listed: what DHCP answers from.
+    known: RwLock<BTreeMap<u32, Alias>>,
+    started: Instant,
+}
+
+impl Network {
+    /// Makes the network what it must be, adopting what a former run left. Nothing is interrupted that is right.
+    ///
+    /// # Errors
+    /// A clash with the host's network, or the kernel's refusal, with what was tried and the way out.
+    pub fn start(settings: Settings) -> Result<Network> {
+        let mut socket = Socket::route().context("cannot open a netlink socket")?;
+        let links = link::list(&mut socket).context("cannot list the interfaces")?;
+        let addresses = address::list(&mut socket).context("cannot list the addresses")?;
+        let routes = route::list(&mut socket).context("cannot list the routes")?;
+        let plan = bridge::plan(&settings, &links, &addresses, &routes).map_err(|e| anyhow!(e))?;
+        let index = bring_up(&mut socket, &settings, plan, &addresses)?;
+        nft::install(&settings.bridge, settings.subnet)
+            .with_context(|| format!("cannot install the nftables table {}", nft::table_name(&settings.bridge)))?;
+        // Last: with forwarding on before its filter, the host would forward for anyone.
+        if sysctl::enable_forwarding()? {
+            log!("turned IPv4 forwarding on");
+        }
+        let place = Place { bridge: index, uid: settings.uid, subnet: settings.subnet };
+        let network =
+            Network { settings, place, socket: Mutex::new(socket), known: RwLock::default(), started: Instant::now() };
+        network.adopt()?;
+        Ok(network)
+    }
+
+    /// Puts a former run's TAPs back on the bridge and removes those which it had no time to mark.
+    fn adopt(&self) -> Result<()> {
+        let mut socket = self.lock();
+        let mut adopted = 0;
+        for link in link::list(&mut socket).context("cannot list the interfaces")? {
+            if let Some(alias) = self.place.marked(&link) {
+                self.finish(&mut socket, &link, &alias)
+                    .with_context(|| format!("cannot adopt the TAP {}", link.name))?;
+                adopted += 1;
+            } else if self.place.half_made(&link) {
+                link::delete(&mut socket, link.index)
+                    .with_context(|| format!("cannot remove the half-made TAP {}", link.name))?;
+                log!("removed the half-made TAP {}", link.name);
+            } else if link.master == Some(self.place.bridge) {
+                log!("{} is on {} and not puterd's: left alone", link.name, self.settings.bridge);
+            }
+        }
+        if adopted > 0 {
+            log!("adopted {adopted} TAP{}", if adopted == 1 { "" } else { "s" });
+        }
+        self.refresh(&mut socket).map(drop)
+    }
+
+    /// Makes a TAP all that its alias says, touching only what differs.
+    fn finish(&self, socket: &mut Socket, link: &Link, alias: &Alias) -> Result<(), crate::net::Error> {
+        let text = alias.to_string();
+        if link.alias.as_deref() != Some(&text) {
+            link::set_alias(socket, link.index, &text)?;
+        }
+        // Before the first frame can pass: what is not this VM's own stops at the TAP.
+        if let Some(address) = self.settings.subnet.address(alias.id) {
+            nft::guard(&self.settings.bridge, &link.name, Mac::of_id(alias.id), address)?;
+        }
+        if link.master != Some(self.place.bridge) {
+            link::set_master(socket, link.index, self.place.bridge)?;
+        }
+        if link.isolated != alias.isolated || link.master != Some(self.place.bridge) {
+            link::set_isolated(socket, link.index, alias.isolated)?;
+        }
+        if !link.up {
+            link::set_up(socket, link.index)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the TAPs, the bridge and the nftables table.
+    ///
+    /// # Errors
+    /// The kernel's first refusal.
+    pub fn tear_down(&self) -> Result<()> {
+        let mut socket = self.lock();
+        for link in link::list(&mut socket).context("cannot list the interfaces")? {
+            if self.place.marked(&link).is_some() {
+                link::delete(&mut socket, link.index)
+                    .with_context(|| format!("cannot remove the TAP {}", link.name))?;
+            }
+        }
+        link::delete(&mut socket, self.place.bridge)
+            .with_context(|| format!("cannot remove the bridge {}", self.settings.bridge))?;
+        nft::remove(&self.settings.bridge).context("cannot remove the nftables table")
+    }
+
+    /// The VM of this id, from what was last seen of the interfaces.
+    pub fn vm(&self, id: u32) -> Option<Alias> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// What the network was made to be.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Socket> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lists the interfaces and keeps which VM has which id.
+    fn refresh(&self, socket: &mut Socket) -> Result<Vec<Link>> {
+        let links = link::list(socket).context("cannot list the interfaces")?;
+        let known = links.iter().filter_map(|l| self.place.owns(l)).map(|alias| (alias.id, alias)).collect();
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
+        Ok(links)
+    }
+
+    fn make(&self, socket: &mut Socket, request: &TapRequest) -> Result<Tap> {
+        let name = tap_name(&request.vm);
+        tap::create(&name, self.settings.uid)?;
+        let links = link::list(socket).context("cannot list the interfaces")?;
+        let Some(link) = links.iter().find(|l| l.name == name) else {
+            bail!("the TAP {name} vanished while it was made");
+        };
+        let made = self.settle(socket, link, request);
+        if made.is_err() {
+            // Half a TAP is worse than none; should this fail too, the next start removes it.
+            let _ = link::delete(socket, link.index);
+        }
+        made
+    }
+
+    /// Gives a TAP what the request asks for and reads it back.
+    fn settle(&self, socket: &mut Socket, link: &Link, request: &TapRequest) -> Result<Tap> {
+        self.finish(socket, link, &Alias::from(request))
+            .with_context(|| format!("cannot set up the TAP {}", link.name))?;
+        let links = self.refresh(socket)?;
+        let tap = links.iter().filter(|l| l.index == link.index).find_map(|l| self.place.tap(l));
+        tap.with_context(|| format!("the TAP {} vanished while it was set up", link.name))
+    }
+}
+
+/// Makes or adopts the bridge and returns its number.
+fn bring_up(socket: &mut Socket, settings: &Settings, plan: Plan, addresses: &[Address]) -> Result<u32> {
+    let name = &settings.bridge;
+    let index = match plan {
+        Plan::Adopt { index, outdated } => {
+            for old in outdated {
+                address::remove(socket, old)
+                    .with_context(|| format!("cannot take {}/{} from {name}", old.address, old.prefix))?;
+                log!("took {}/{} from {name}", old.address, old.prefix);
+            }
+            index
+        }
+        Plan::Create => {
+            link::create_bridge(socket, name, bridge::MAC)
+                .with_context(|| format!("cannot create the bridge {name}"))?;
+            let links = link::list(socket).context("cannot list the interfaces")?;
+            links.iter().find(|l| l.name == *name).map(|l| l.index).context("the bridge vanished while it was made")?
+        }
+    };
+    let kernel = || format!("cannot set up the bridge {name}");
+    link::set_alias(socket, index, &bridge::alias(settings.uid)).with_context(kernel)?;
+    let address = Address { index, address: settings.subnet.gateway(), prefix: settings.subnet.prefix() };
+    if !addresses.contains(&address) {
+        address::add(socket, address).with_context(|| format!("cannot give {name} the address {}", settings.subnet))?;
+    }
+    link::set_up(socket, index).with_context(kernel)?;
+    Ok(index)
+}
+
+fn internal(error: anyhow::Error) -> ApiError {
+    ApiError::new(500, "internal", format!("{error:#}"))
+}
+
+impl Backend for Network {
+    fn ensure(&self, request: &TapRequest) -> Result<Tap, ApiError> {
+        let mut socket = self.lock();
+        let links = self.refresh(&mut socket).map_err(internal)?;
+        let (tap, new) = match self.place.decide(request, &links)? {
+            Action::Create => (self.make(&mut socket, request), true),
+            Action::Finish(link) => (self.settle(&mut socket, &link, request), true),
+            Action::Keep(link, _) => (self.settle(&mut socket, &link, request), false),
+        };
+        let tap = tap.map_err(internal)?;
+        if new {
+            log!("made the TAP {} for {} ({}, {})", tap.name, tap.vm, tap.ip, tap.mac);
+        }
+        Ok(tap)
+    }
+
+    fn list(&self) -> Result<Vec<Tap>, ApiError> {
+        let links = self.refresh(&mut self.lock()).map_err(internal)?;
+        Ok(self.place.list(&links))
+    }
+
+    fn remove(&self, vm: &str) -> Result<(), ApiError> {
+        let mut socket = self.lock();
+        let links = self.refresh(&mut socket).map_err(internal)?;
+        let Some(link) = links.iter().find(|l| self.place.marked(l).is_some_and(|alias| alias.vm == vm)) else {
+            return Err(ApiError::new(404, "no_such_tap", format!("the VM {vm} has no TAP")));
+        };
+        let removed = link::delete(&mut socket, link.index);
+        removed.with_context(|| format!("cannot remove the TAP {}", link.name)).map_err(internal)?;
+        if let Err(error) = nft::unguard(&self.settings.bridge, &link.name) {
+            log!("cannot remove the filter of {}: {error}", link.name);
+        }
+        log!("removed the TAP {} of {vm}", link.name);
+        self.refresh(&mut socket).map(drop).map_err(internal)
+    }
+
+    fn status(&self) -> Result<Status, ApiError> {
+        Ok(Status {
+            version: crate::VERSION.to_owned(),
+            pid: process::id(),
+            uid: self.settings.uid,
+            bridge: self.settings.bridge.clone(),
+            subnet: self.settings.subnet,
+            taps: self.list()?.len(),
+            uptime: self.started.elapsed().as_secs(),
+        })
+    }
+
+    fn leases(&self) -> Result<Vec<Lease>, ApiError> {
+        Ok(Vec::new())
+    }
+}

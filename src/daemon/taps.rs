@@ -1,0 +1,251 @@
+//! Which TAPs there are and what a request for one means, decided from the list of interfaces. The interfaces are the
+//! only record: a TAP carries its VM's whole name, id and isolation in its alias, for as long as it exists.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::api::ApiError;
+use crate::net::link::Link;
+use crate::protocol::address::{Mac, Subnet, TAP_PREFIX, check_vm_name, tap_name};
+use crate::protocol::daemon::{Tap, TapRequest};
+
+/// What a TAP's alias says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alias {
+    pub vm: String,
+    pub id: u32,
+    pub isolated: bool,
+}
+
+impl fmt::Display for Alias {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "puter:{}:{}:{}", self.vm, self.id, u8::from(self.isolated))
+    }
+}
+
+impl FromStr for Alias {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Alias, ()> {
+        let mut parts = text.strip_prefix("puter:").ok_or(())?.split(':');
+        let mut next = || parts.next().ok_or(());
+        let vm = next()?.to_owned();
+        check_vm_name(&vm).map_err(drop)?;
+        let id = next()?.parse().ok().filter(|id| *id > 0).ok_or(())?;
+        let isolated = match next()? {
+            "0" => false,
+            "1" => true,
+            _ => return Err(()),
+        };
+        parts.next().is_none().then_some(Alias { vm, id, isolated }).ok_or(())
+    }
+}
+
+impl From<&TapRequest> for Alias {
+    fn from(request: &TapRequest) -> Alias {
+        Alias { vm: request.vm.clone(), id: request.id, isolated: request.isolated }
+    }
+}
+
+/// Where puterd's TAPs are.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// The bridge's number.
+    pub bridge: u32,
+    /// The user whom puterd serves.
+    pub uid: u32,
+    pub subnet: Subnet,
+}
+
+/// What a request for a TAP comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// There is none yet.
+    Create,
+    /// A former run made this one and was stopped before it was ready.
+    Finish(Link),
+    /// It is there, with this alias of before.
+    Keep(Link, Alias),
+}
+
+impl Place {
+    /// The VM that a TAP on this bridge belongs to.
+    pub fn owns(&self, link: &Link) -> Option<Alias> {
+        (link.master == Some(self.bridge)).then(|| self.marked(link)).flatten()
+    }
+
+    /// The VM that a TAP of this user names, on this bridge or on none.
+    pub fn marked(&self, link: &Link) -> Option<Alias> {
+        let mine = link.kind.as_deref() == Some("tun") && link.owner == Some(self.uid);
+        let free = link.master.is_none() || link.master == Some(self.bridge);
+        let alias: Alias = link.alias.as_deref()?.parse().ok()?;
+        (mine && free && link.name == tap_name(&alias.vm) && self.subnet.address(alias.id).is_some()).then_some(alias)
+    }
+
+    /// Whether puterd made this TAP and was stopped before it was marked. It was then never given to anyone.
+    pub fn half_made(&self, link: &Link) -> bool {
+        link.kind.as_deref() == Some("tun")
+            && link.owner == Some(self.uid)
+            && link.name.starts_with(TAP_PREFIX)
+            && link.alias.is_none()
+            && link.master.is_none()
+            && !link.carrier
+    }
+
+    /// A TAP as the API shows it.
+    pub fn tap(&self, link: &Link) -> Option<Tap> {
+        let alias = self.owns(link)?;
+        Some(Tap {
+            mac: Mac::of_id(alias.id),
+            ip: self.subnet.address(alias.id)?,
+            name: link.name.clone(),
+            isolated: alias.isolated,
+            attached: link.carrier,
+            vm: alias.vm,
+            id: alias.id,
+        })
+    }
+
+    /// All TAPs on the bridge, by id.
+    pub fn list(&self, links: &[Link]) -> Vec<Tap> {
+        let mut taps: Vec<Tap> = links.iter().filter_map(|l| self.tap(l)).collect();
+        taps.sort_by_key(|t| t.id);
+        taps
+    }
+
+    /// Decides what a request comes to.
+    ///
+    /// # Errors
+    /// 507 beyond the subnet's last address, 409 where another VM has the id or the interface's name.
+    pub fn decide(&self, request: &TapRequest, links: &[Link]) -> Result<Action, ApiError> {
+        let TapRequest { vm, id, .. } = request;
+        if self.subnet.address(*id).is_none() {
+            let (subnet, last) = (self.subnet, self.subnet.last_id());
+            let message = format!(
+                "the subnet {subnet} is full: it has room for the ids 1 to {last} and {vm} has the id {id}; delete VMs, \
+                 or give puterd a wider --subnet"
+            );
+            return Err(ApiError::new(507, "subnet_full", message));
+        }
+        let conflict = |code, message: String| Err(ApiError::new(409, code, message));
+        let mut taken = None;
+        for link in links {
+            let Some(alias) = self.marked(link) else { continue };
+            if alias.vm == *vm && alias.id == *id {
+                return Ok(Action::Keep(link.clone(), alias));
+            }
+            if alias.vm == *vm {
+                let message = format!(
+                    "the VM {vm} has the TAP {} with the id {}, not {id}: delete that TAP first",
+                    link.name, alias.id
+                );
+                return conflict("vm_has_another_id", message);
+            }
+            if alias.id == *id {
+                taken = Some(format!("the id {id} belongs to the VM {}: its TAP is {}", alias.vm, link.name));
+            }
+        }
+        if let Some(message) = taken {
+            return conflict("id_taken", message);
+        }
+        let name = tap_name(vm);
+        match links.iter().find(|l| l.name == name) {
+            None => Ok(Action::Create),
+            Some(link) if self.half_made(link) => Ok(Action::Finish(link.clone())),
+            Some(link) => {
+                let whose = match link.alias.as_deref().map(str::parse::<Alias>) {
+                    Some(Ok(alias)) => format!("serves the VM {} (id {})", alias.vm, alias.id),
+                    _ => "is not puterd's".to_owned(),
+                };
+                let message = format!("the interface {name} exists and {whose}: rename the VM, or delete the other");
+                conflict("tap_name_taken", message)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place() -> Place {
+        Place { bridge: 5, uid: 1000, subnet: Subnet::default() }
+    }
+
+    fn link(vm: &str, id: u32) -> Link {
+        Link {
+            index: 100 + id,
+            name: tap_name(vm),
+            kind: Some("tun".to_owned()),
+            alias: Some(format!("puter:{vm}:{id}:0")),
+            master: Some(5),
+            owner: Some(1000),
+            ..Link::default()
+        }
+    }
+
+    fn decide(vm: &str, id: u32, links: &[Link]) -> Result<Action, (u16, &'static str)> {
+        let request = TapRequest { vm: vm.to_owned(), id, isolated: false };
+        place().decide(&request, links).map_err(|e| (e.status, e.code))
+    }
+
+    #[test]
+    fn an_alias_is_read_as_it_was_written() {
+        let alias = Alias { vm: "a".repeat(63), id: 65_524, isolated: true };
+        assert_eq!(alias.to_string().parse(), Ok(alias.clone()));
+        assert!(alias.to_string().len() < 256, "the kernel's limit");
+        for bad in [
+            "",
+            "puter:",
+            "puter:web",
+            "puter:web:1",
+            "puter:web:0:0",
+            "puter:web:1:2",
+            "puter:web:1:0:",
+            "puter:A:1:0",
+        ] {
+            assert_eq!(bad.parse::<Alias>(), Err(()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_same_request_twice_keeps_the_tap() {
+        assert_eq!(decide("web", 1, &[]), Ok(Action::Create));
+        let there = link("web", 1);
+        let alias = Alias { vm: "web".to_owned(), id: 1, isolated: false };
+        assert_eq!(decide("web", 1, std::slice::from_ref(&there)), Ok(Action::Keep(there, alias)));
+    }
+
+    #[test]
+    fn conflicts_are_told_apart() {
+        assert_eq!(decide("web", 2, &[link("web", 1)]), Err((409, "vm_has_another_id")));
+        assert_eq!(decide("db", 1, &[link("web", 1)]), Err((409, "id_taken")));
+        let stranger = Link { alias: Some("mine".to_owned()), ..link("web", 1) };
+        assert_eq!(decide("web", 1, &[stranger]), Err((409, "tap_name_taken")));
+        let other_bridge = Link { master: Some(9), ..link("web", 1) };
+        assert_eq!(decide("web", 1, &[other_bridge]), Err((409, "tap_name_taken")));
+        let other_user = Link { owner: Some(0), ..link("web", 1) };
+        assert_eq!(decide("web", 1, &[other_user]), Err((409, "tap_name_taken")));
+        let colliding = Link { name: tap_name("b-rather-long-name"), ..link("web", 1) };
+        assert_eq!(decide("b-rather-long-name", 2, &[colliding]), Err((409, "tap_name_taken")));
+        for id in [245, u32::MAX] {
+            assert_eq!(decide("web", id, &[]), Err((507, "subnet_full")), "{id}");
+        }
+    }
+
+    #[test]
+    fn a_half_made_tap_is_finished_unless_someone_holds_it() {
+        let half = Link { alias: None, master: None, ..link("web", 1) };
+        assert_eq!(decide("web", 1, std::slice::from_ref(&half)), Ok(Action::Finish(half.clone())));
+        let held = Link { carrier: true, ..half };
+        assert_eq!(decide("web", 1, &[held]), Err((409, "tap_name_taken")));
+    }
+
+    #[test]
+    fn the_list_holds_this_bridges_taps_by_id() {
+        let stranger = Link { master: Some(9), ..link("x", 3) };
+        let taps = place().list(&[link("web", 2), stranger, link("db", 1)]);
+        let seen: Vec<_> = taps.iter().map(|t| (t.vm.as_str(), t.id, t.ip.to_string())).collect();
+        assert_eq!(seen, [("db", 1, "10.0.0.11".to_owned()), ("web", 2, "10.0.0.12".to_owned())]);
+    }
+}

@@ -47,7 +47,9 @@ pub(crate) fn download_all(
             missing.push_back(layer);
         }
     }
-    let _ = events.send(Event::Total(missing.len(), missing.iter().map(|layer| layer.size).sum()));
+    let total = missing.iter().map(|layer| layer.size).fold(0, u64::saturating_add);
+    files::check_space(&directory.root, total)?;
+    let _ = events.send(Event::Total(missing.len(), total));
     let workers = parallel.clamp(1, 16).min(missing.len());
     let queue = Mutex::new(missing);
     let failure: Mutex<Option<anyhow::Error>> = Mutex::new(None);
@@ -100,7 +102,6 @@ fn download(
         let cannot = || format!("cannot write {}", path.display());
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path).with_context(cannot)?;
-        let _ = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, layer.size.max(1));
         fetch(registry, layer, &mut file, retries, events)
             .with_context(|| format!("layer {}", layer.digest.short()))?;
         file.sync_all().with_context(cannot)?;

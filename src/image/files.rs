@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
@@ -80,6 +80,21 @@ impl Directory {
             remove(&entry.path());
         }
     }
+}
+
+/// Fails if the file system has no room for `bytes` more.
+pub(crate) fn check_space(path: &Path, bytes: u64) -> Result<()> {
+    let found = rustix::fs::statvfs(path).with_context(|| format!("cannot examine {}", path.display()))?;
+    let free = found.f_bavail.saturating_mul(found.f_frsize);
+    if bytes > free {
+        bail!(
+            "{} MiB are to be downloaded, but {} has room for {} MiB only: free some, for example with 'puter image prune'",
+            bytes >> 20,
+            path.display(),
+            free >> 20
+        );
+    }
+    Ok(())
 }
 
 /// Removes a file or a directory with all that is in it; what cannot be removed stays for the next time.

@@ -10,6 +10,7 @@ use ureq::http::{HeaderMap, Response};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
+use super::digest::clip;
 use super::progress::PullOptions;
 use super::url::{Url, host_of, is_loopback};
 
@@ -148,6 +149,14 @@ impl Client {
     /// An error of the transport in words, with the way out.
     pub fn explain(&self, host: &str, error: ureq::Error) -> anyhow::Error {
         use ureq::Timeout;
+        // TLS errors met in a handshake come wrapped.
+        let error = match error {
+            ureq::Error::Io(io) => match io.downcast::<rustls::Error>() {
+                Ok(tls) => ureq::Error::Rustls(tls),
+                Err(io) => ureq::Error::Io(io),
+            },
+            other => other,
+        };
         let text = match &error {
             ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect) => format!(
                 "no connection to {host} within {}: check the address, the network and the proxy settings",
@@ -166,8 +175,9 @@ impl Client {
                 format!("{host} refuses the connection: is a registry running there?")
             }
             ureq::Error::Rustls(rustls::Error::InvalidCertificate(reason)) => format!(
-                "the certificate of {host} is not accepted ({reason:?}): add its authority to the system's \
-                 certificates, or point SSL_CERT_FILE to it"
+                "the certificate of {host} is not accepted ({}): add its authority to the system's \
+                 certificates, or point SSL_CERT_FILE to it",
+                clip(&format!("{reason:?}"))
             ),
             ureq::Error::Rustls(reason) => format!(
                 "no TLS with {host} ({reason}): if it speaks plain HTTP only and you trust the network, \

@@ -157,7 +157,7 @@ impl Registry {
                 }
                 400 if !start.tls && logins == 0 => {
                     let body = self.client.read_small(&url.authority, &mut response, MAX_ERROR_BODY, "an error");
-                    if !String::from_utf8_lossy(&body.unwrap_or_default()).contains("HTTPS server") {
+                    if !String::from_utf8_lossy(&body.unwrap_or_default()).contains("HTTPS") {
                         bail!("{} answers 400 (bad request): is it a registry?", url.authority);
                     }
                     self.tls.store(true, Ordering::Relaxed);

@@ -263,8 +263,12 @@ impl Store {
                 removed.images.insert(digest, names.remove(&digest).unwrap_or_default());
             }
         }
-        for reference in removed.images.values().flatten() {
-            files::remove(&self.directory.reference(&reference.to_string()));
+        // References to what is gone now, or was gone or damaged before.
+        for entry in fs::read_dir(self.directory.root.join("refs")).into_iter().flatten().flatten() {
+            let named = fs::read(entry.path()).ok().and_then(|bytes| serde_json::from_slice::<Named>(&bytes).ok());
+            if named.is_none_or(|named| !self.directory.disk(&named.digest).exists()) {
+                files::remove(&entry.path());
+            }
         }
         for entry in fs::read_dir(self.directory.root.join("blobs/sha256")).into_iter().flatten().flatten() {
             removed.bytes += size_on_disk(&entry.path());

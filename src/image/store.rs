@@ -1,15 +1,32 @@
 //! The local store of images.
+//!
+//! ```text
+//! images/lock                  held shared while the store is used, exclusively to take something away
+//! images/blobs/sha256/<hex>    layers as registries sent them, verified
+//! images/disks/<hex>/          an image by its digest: disk.raw, image.json, config.json, vmlinuz, initrd
+//! images/refs/<hex>.json       which image a reference named when it was last pulled
+//! images/tmp/                  work in progress, and the locks of those who do it
+//! ```
+//!
+//! Content appears under its final name by a rename after fsync, so what is there is whole.
 
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 
-use super::{Digest, Progress, PullOptions, Reference};
+use super::files::{self, Directory};
+use super::{Digest, Progress, PullOptions, Reference, pull};
+
+/// The version of `image.json` and of what the conversion makes; a disk of another version is made anew.
+pub(crate) const VERSION: u32 = 1;
 
 /// The directory `images/` of puter's home.
 #[derive(Debug, Clone)]
 pub struct Store {
-    directory: PathBuf,
+    directory: Directory,
 }
 
 /// An image in the store, ready to be the base of disks.
@@ -37,38 +54,313 @@ pub struct Image {
     pub created: u64,
 }
 
+/// `image.json`: what the conversion found.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub version: u32,
+    pub digest: Digest,
+    pub architecture: String,
+    pub disk_size: u64,
+    /// The paths inside the image that `vmlinuz` and `initrd` were taken from.
+    pub kernel: Option<String>,
+    pub initrd: Option<String>,
+    pub init: Option<String>,
+    pub agent: Option<String>,
+    pub created: u64,
+}
+
+/// A file of `refs/`.
+#[derive(Serialize, Deserialize)]
+struct Named {
+    reference: Reference,
+    digest: Digest,
+}
+
+/// Keeps all images of the store from being deleted, by any process, until it is dropped.
+#[derive(Debug)]
+pub struct Hold(#[expect(dead_code, reason = "the lock lives as long as the file is open")] File);
+
+/// What [`Store::prune`] or [`Store::delete`] took away.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Removed {
+    /// The images, by digest, with the references that named them.
+    pub images: BTreeMap<Digest, Vec<Reference>>,
+    /// Bytes of storage given back.
+    pub bytes: u64,
+}
+
 impl Image {
     /// Fails with what the image lacks to be a machine of puter's: an init, puter-agent.
     pub fn check_bootable(&self) -> Result<()> {
-        let missing = match (&self.init, &self.agent) {
+        let (missing, remedy) = match (&self.init, &self.agent) {
             (Some(_), Some(_)) => return Ok(()),
-            (None, Some(_)) => "an init (no /sbin/init, /lib/systemd/systemd or /init)",
-            (Some(_), None) => "puter-agent (no /usr/bin/puter-agent or /usr/local/bin/puter-agent)",
-            (None, None) => "an init and puter-agent",
+            (None, Some(_)) => ("an init (/sbin/init, /lib/systemd/systemd or /init)", "install systemd in yours"),
+            (Some(_), None) => (
+                "puter-agent (/usr/bin/puter-agent or /usr/local/bin/puter-agent)",
+                "add the agent and its service to yours",
+            ),
+            (None, None) => ("an init and puter-agent", "add systemd, the agent and its service to yours"),
         };
         bail!(
-            "image '{}' cannot boot: it holds no {missing}; use an image made for puter, or add {} to yours",
-            self.reference,
-            if self.init.is_none() { "systemd and puter-agent" } else { "puter-agent as a service" }
+            "image '{}' is no machine: it lacks {missing}; use an image made for puter, or {remedy} (see packaging/guest)",
+            self.reference
         )
+    }
+
+    /// The image's configuration as its maker wrote it (OCI image spec, "Image Configuration").
+    pub fn config(&self) -> Result<serde_json::Value> {
+        let path = self.disk.with_file_name("config.json");
+        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged: pull the image again", path.display()))
     }
 }
 
 impl Store {
-    /// Opens (and creates where missing) the store in `directory`, and removes what a killed pull left.
+    /// Opens the store in `directory` (usually `images/` of puter's home), creates what is missing, and removes what
+    /// a killed pull left.
     pub fn open(directory: &Path) -> Result<Store> {
-        Ok(Store { directory: directory.to_path_buf() })
+        let directory = Directory::create(directory)?;
+        directory.clean()?;
+        Ok(Store { directory })
     }
 
     /// The image that `reference` named when it was last pulled; asks no registry.
     pub fn get(&self, reference: &Reference) -> Result<Option<Image>> {
-        let _ = reference;
-        Ok(None)
+        let reference = reference.absolute().context("cannot find the working directory")?;
+        let Some(bytes) = files::read(&self.directory.reference(&reference.to_string()))? else { return Ok(None) };
+        // A damaged file is as none: the next pull writes it anew.
+        let Ok(named) = serde_json::from_slice::<Named>(&bytes) else { return Ok(None) };
+        if named.reference != reference {
+            return Ok(None);
+        }
+        self.by_digest(&named.digest, Some(reference))
     }
 
-    /// Makes the image that `reference` names available here: from the store, else from where it points to.
-    pub fn pull(&self, reference: &Reference, options: &PullOptions, progress: &dyn Progress) -> Result<Image> {
-        let _ = (options, progress);
-        bail!("cannot pull '{reference}' into {}", self.directory.display())
+    /// The image with that digest, named by `reference` or else by any reference that names it.
+    pub fn by_digest(&self, digest: &Digest, reference: Option<Reference>) -> Result<Option<Image>> {
+        let Some(record) = self.record(digest)? else { return Ok(None) };
+        let known = match reference {
+            Some(reference) => Some(reference),
+            None => self.names()?.remove(digest).and_then(|names| names.into_iter().next()),
+        };
+        let directory = self.directory.disk(digest);
+        Ok(Some(Image {
+            reference: known.unwrap_or_else(|| unnamed(digest)),
+            digest: record.digest,
+            architecture: record.architecture,
+            disk: directory.join("disk.raw"),
+            disk_size: record.disk_size,
+            kernel: record.kernel.map(|_| directory.join("vmlinuz")),
+            initrd: record.initrd.map(|_| directory.join("initrd")),
+            init: record.init,
+            agent: record.agent,
+            created: record.created,
+        }))
     }
+
+    /// Makes the image that `reference` names available here. A registry is asked only if the image is not here or
+    /// `options.refresh` is set; a local directory or archive is always looked at, since it may have changed.
+    ///
+    /// Two pulls of one image, by any processes, do the work once.
+    ///
+    /// # Errors
+    /// Each names the thing, the reason and the way out, and leaves the store as it was, except for layers that
+    /// came whole. [`super::is_cancelled`] tells whether `progress` ended the pull.
+    pub fn pull(&self, reference: &Reference, options: &PullOptions, progress: &dyn Progress) -> Result<Image> {
+        let reference = reference.absolute().context("cannot find the working directory")?;
+        if reference.path().is_none()
+            && !options.refresh
+            && let Some(image) = self.get(&reference)?
+            && image.architecture == options.architecture()
+        {
+            return Ok(image);
+        }
+        self.directory.clean()?;
+        let digest = pull::pull(&self.directory, self, &reference, options, progress);
+        self.directory.clean()?;
+        let digest = digest.with_context(|| format!("cannot pull '{reference}'"))?;
+        match self.by_digest(&digest, Some(reference.clone()))? {
+            Some(image) => Ok(image),
+            None => bail!("image '{reference}' was deleted while it was pulled: pull it again"),
+        }
+    }
+
+    /// All images, each once per reference that names it, in the order of their names.
+    pub fn list(&self) -> Result<Vec<Image>> {
+        let mut names = self.names()?;
+        let mut images = vec![];
+        for digest in self.digests()? {
+            let references = names.remove(&digest).unwrap_or_else(|| vec![unnamed(&digest)]);
+            for reference in references {
+                images.extend(self.by_digest(&digest, Some(reference))?);
+            }
+        }
+        images.sort_by(|a, b| a.reference.cmp(&b.reference));
+        Ok(images)
+    }
+
+    /// Bytes of storage that an image's directory takes.
+    pub fn usage(&self, digest: &Digest) -> u64 {
+        size_on_disk(&self.directory.disk(digest))
+    }
+
+    /// Bytes of storage that the cached layers take; [`Store::prune`] gives them back.
+    pub fn cached(&self) -> u64 {
+        size_on_disk(&self.directory.root.join("blobs"))
+    }
+
+    /// Takes a hold on all images, so that one can be looked up and then written into a machine's state with nobody
+    /// deleting it between.
+    pub fn hold(&self) -> Result<Hold> {
+        self.hold_unless(&|| Ok(()))
+    }
+
+    pub(crate) fn hold_unless(&self, check: &dyn Fn() -> Result<()>) -> Result<Hold> {
+        loop {
+            check()?;
+            match self.directory.try_lock(false)? {
+                Some(lock) => return Ok(Hold(lock)),
+                None => std::thread::sleep(std::time::Duration::from_millis(20)),
+            }
+        }
+    }
+
+    /// Forgets `reference`, and deletes its image if no other reference names it.
+    ///
+    /// `users` tells who needs an image; it is asked under the lock that [`Store::hold`] shares.
+    ///
+    /// # Errors
+    /// When the reference is not here, the image is needed (names by whom), or another command uses the store.
+    pub fn delete(&self, reference: &Reference, users: &dyn Fn(&Digest) -> Result<Vec<String>>) -> Result<Removed> {
+        let reference = reference.absolute().context("cannot find the working directory")?;
+        let _lock = self.exclusive()?;
+        let Some(image) = self.get(&reference)? else {
+            bail!("there is no image '{reference}' here: 'puter image list' shows those that are");
+        };
+        let others = self.names()?.remove(&image.digest).unwrap_or_default();
+        let mut removed = Removed::default();
+        if others.iter().all(|other| *other == reference) {
+            let needed = users(&image.digest)?;
+            if !needed.is_empty() {
+                bail!("image '{reference}' is needed by {}: delete those first", needed.join(", "));
+            }
+            removed.bytes = self.remove_disk(&image.digest)?;
+        }
+        files::remove(&self.directory.reference(&reference.to_string()));
+        removed.images.insert(image.digest, vec![reference]);
+        self.directory.clean_locked();
+        Ok(removed)
+    }
+
+    /// Deletes every image that `users` names nobody for, and all cached layers.
+    pub fn prune(&self, users: &dyn Fn(&Digest) -> Result<Vec<String>>) -> Result<Removed> {
+        let _lock = self.exclusive()?;
+        let mut names = self.names()?;
+        let mut removed = Removed::default();
+        for digest in self.digests()? {
+            if users(&digest)?.is_empty() {
+                removed.bytes += self.remove_disk(&digest)?;
+                removed.images.insert(digest, names.remove(&digest).unwrap_or_default());
+            }
+        }
+        // References to what is gone now, or was gone or damaged before.
+        for entry in fs::read_dir(self.directory.root.join("refs")).into_iter().flatten().flatten() {
+            let named = fs::read(entry.path()).ok().and_then(|bytes| serde_json::from_slice::<Named>(&bytes).ok());
+            if named.is_none_or(|named| !self.directory.disk(&named.digest).exists()) {
+                files::remove(&entry.path());
+            }
+        }
+        for entry in fs::read_dir(self.directory.root.join("blobs/sha256")).into_iter().flatten().flatten() {
+            removed.bytes += size_on_disk(&entry.path());
+            files::remove(&entry.path());
+        }
+        self.directory.clean_locked();
+        Ok(removed)
+    }
+
+    fn exclusive(&self) -> Result<File> {
+        for _ in 0..50 {
+            if let Some(lock) = self.directory.try_lock(true)? {
+                return Ok(lock);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        bail!("another command is using the images: wait for it to end and try again")
+    }
+
+    /// Takes a disk away at once (by a rename), then its bytes.
+    fn remove_disk(&self, digest: &Digest) -> Result<u64> {
+        let path = self.directory.disk(digest);
+        let bytes = size_on_disk(&path);
+        let grave = self.directory.temporary(&format!("deleted-{}", digest.hex()));
+        files::remove(&grave);
+        files::rename(&path, &grave)?;
+        files::remove(&grave);
+        Ok(bytes)
+    }
+
+    /// What is known about a disk that is here, whole and of this version.
+    pub(crate) fn record(&self, digest: &Digest) -> Result<Option<Record>> {
+        let directory = self.directory.disk(digest);
+        let Some(bytes) = files::read(&directory.join("image.json"))? else { return Ok(None) };
+        let Ok(record) = serde_json::from_slice::<Record>(&bytes) else { return Ok(None) };
+        let size = fs::metadata(directory.join("disk.raw")).map(|data| data.len()).ok();
+        let whole = record.version == VERSION && record.digest == *digest && size == Some(record.disk_size);
+        Ok(whole.then_some(record))
+    }
+
+    /// Writes down that `reference` names `digest`.
+    pub(crate) fn name(&self, reference: &Reference, digest: &Digest) -> Result<()> {
+        let path = self.directory.reference(&reference.to_string());
+        let bytes = serde_json::to_vec_pretty(&Named { reference: reference.clone(), digest: *digest })?;
+        if files::read(&path)?.as_ref() == Some(&bytes) {
+            return Ok(());
+        }
+        let stem = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let temporary = self.directory.temporary(&format!("ref-{}-{stem}", std::process::id()));
+        files::write_synced(&temporary, &bytes)?;
+        files::rename(&temporary, &path)
+    }
+
+    fn names(&self) -> Result<BTreeMap<Digest, Vec<Reference>>> {
+        let mut names: BTreeMap<Digest, Vec<Reference>> = BTreeMap::new();
+        let path = self.directory.root.join("refs");
+        for entry in fs::read_dir(&path).with_context(|| format!("cannot read {}", path.display()))?.flatten() {
+            let named = fs::read(entry.path()).ok().and_then(|bytes| serde_json::from_slice::<Named>(&bytes).ok());
+            if let Some(named) = named {
+                names.entry(named.digest).or_default().push(named.reference);
+            }
+        }
+        names.values_mut().for_each(|references| references.sort());
+        Ok(names)
+    }
+
+    fn digests(&self) -> Result<Vec<Digest>> {
+        let path = self.directory.root.join("disks");
+        let entries = fs::read_dir(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let parse = |name: &std::ffi::OsStr| format!("sha256:{}", name.to_str()?).parse().ok();
+        let mut digests: Vec<Digest> = entries.flatten().filter_map(|entry| parse(&entry.file_name())).collect();
+        digests.sort();
+        Ok(digests)
+    }
+}
+
+/// The name of an image that no reference names any more.
+fn unnamed(digest: &Digest) -> Reference {
+    Reference::Registry(super::reference::RegistryReference {
+        registry: "localhost".into(),
+        repository: "unnamed".into(),
+        tag: None,
+        digest: Some(*digest),
+    })
+}
+
+/// Bytes of storage, holes not counted.
+fn size_on_disk(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(data) = fs::symlink_metadata(path) else { return 0 };
+    if !data.is_dir() {
+        return data.blocks().saturating_mul(512);
+    }
+    fs::read_dir(path).into_iter().flatten().flatten().map(|entry| size_on_disk(&entry.path())).sum()
 }

@@ -1,0 +1,335 @@
+//! Manifests, image indexes and configurations (OCI image spec; docker's image manifest v2, schema 2).
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use super::digest::{Digest, clip};
+
+/// The longest manifest that is read (the OCI distribution spec's recommendation).
+pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
+/// The longest image configuration that is read.
+pub(crate) const MAX_CONFIG: u64 = 8 << 20;
+const MAX_LAYERS: usize = 512;
+
+/// What to accept, the newest first.
+pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
+
+/// A piece of content by its digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Descriptor {
+    pub digest: Digest,
+    pub size: u64,
+    pub media_type: String,
+}
+
+/// An image's manifest, checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Manifest {
+    pub digest: Digest,
+    pub config: Descriptor,
+    pub layers: Vec<Descriptor>,
+}
+
+/// What a manifest document turned out to be.
+#[derive(Debug)]
+pub(crate) enum Document {
+    /// An image.
+    Image(Manifest),
+    /// An index; this is the manifest for the wanted platform.
+    Index(Descriptor),
+}
+
+#[derive(Deserialize)]
+struct Raw {
+    #[serde(rename = "schemaVersion", default)]
+    schema_version: u64,
+    #[serde(rename = "mediaType", default)]
+    media_type: String,
+    config: Option<RawDescriptor>,
+    layers: Option<Vec<RawDescriptor>>,
+    manifests: Option<Vec<RawDescriptor>>,
+}
+
+#[derive(Deserialize)]
+struct RawDescriptor {
+    digest: String,
+    size: i64,
+    #[serde(rename = "mediaType", default)]
+    media_type: String,
+    platform: Option<RawPlatform>,
+    #[serde(default)]
+    annotations: std::collections::BTreeMap<String, String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawPlatform {
+    os: String,
+    architecture: String,
+    variant: String,
+}
+
+impl RawDescriptor {
+    fn check(&self) -> Result<Descriptor> {
+        let digest = self.digest.parse().context("a descriptor has a bad digest")?;
+        let Ok(size) = u64::try_from(self.size) else { bail!("a descriptor has a negative size ({})", self.size) };
+        Ok(Descriptor { digest, size, media_type: self.media_type.clone() })
+    }
+
+    fn platform(&self) -> String {
+        match &self.platform {
+            None => "unknown".into(),
+            Some(platform) if platform.variant.is_empty() => {
+                clip(&format!("{}/{}", platform.os, platform.architecture))
+            }
+            Some(one) => clip(&format!("{}/{}/{}", one.os, one.architecture, one.variant)),
+        }
+    }
+
+    fn is_for(&self, architecture: &str) -> bool {
+        let Some(platform) = &self.platform else { return false };
+        let variant = platform.variant.as_str();
+        platform.os == "linux"
+            && platform.architecture == architecture
+            && (variant.is_empty() || architecture != "arm64" || variant == "v8")
+            && (architecture != "amd64" || matches!(variant, "" | "v1"))
+    }
+}
+
+/// Parses a manifest or an index; `content_type` is what the registry called it, if it did.
+pub(crate) fn parse(bytes: &[u8], content_type: &str, architecture: &str) -> Result<Document> {
+    let raw: Raw = match serde_json::from_slice(bytes) {
+        Ok(raw) => raw,
+        Err(error) => bail!("{}: {error}", not_json(bytes, "a manifest")),
+    };
+    let media_type = if raw.media_type.is_empty() { content_type } else { &raw.media_type };
+    if raw.schema_version == 1 || media_type.contains("manifest.v1+prettyjws") {
+        bail!(
+            "it is in docker's old manifest format (schema 1), which nothing has written since 2017: push it again \
+             with a current docker, podman or skopeo"
+        );
+    }
+    if let Some(manifests) = raw.manifests {
+        return choose(&manifests, architecture).map(Document::Index);
+    }
+    let (Some(config), Some(layers)) = (raw.config, raw.layers) else {
+        bail!("it is neither an image manifest nor an image index (media type '{}')", clip(media_type));
+    };
+    if !matches!(
+        config.media_type.as_str(),
+        "" | "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"
+    ) {
+        bail!("it is no image but an artifact (configuration type '{}')", clip(&config.media_type));
+    }
+    if layers.len() > MAX_LAYERS {
+        bail!("it has {} layers: more than {MAX_LAYERS} are refused", layers.len());
+    }
+    let layers = layers.iter().map(RawDescriptor::check).collect::<Result<Vec<_>>>()?;
+    Ok(Document::Image(Manifest { digest: Digest::of(bytes), config: config.check()?, layers }))
+}
+
+/// Explains a document that is not JSON: a web page where an API was expected is the usual case.
+pub(crate) fn not_json(bytes: &[u8], what: &str) -> String {
+    let start: String = String::from_utf8_lossy(bytes.get(..64).unwrap_or(bytes)).trim_start().to_ascii_lowercase();
+    if start.starts_with('<') {
+        return format!(
+            "a web page came instead of {what} (a login page or a proxy between? is it a registry at all?)"
+        );
+    }
+    format!("what came is not {what}")
+}
+
+fn choose(manifests: &[RawDescriptor], architecture: &str) -> Result<Descriptor> {
+    let found = manifests.iter().find(|one| one.is_for(architecture));
+    // A lone image without a platform (as many tools write it) is taken; its configuration names the platform.
+    let lone = || match manifests {
+        [one] if one.platform.is_none() => Some(one),
+        _ => None,
+    };
+    let Some(found) = found.or_else(lone) else {
+        let mut offered: Vec<String> = manifests
+            .iter()
+            .filter(|one| !one.annotations.contains_key("vnd.docker.reference.type"))
+            .map(RawDescriptor::platform)
+            .take(20)
+            .collect();
+        offered.sort();
+        offered.dedup();
+        let offered = if offered.is_empty() { "nothing".to_string() } else { offered.join(", ") };
+        bail!("it is not made for linux/{architecture}; it offers {offered}");
+    };
+    let descriptor = found.check()?;
+    if descriptor.size > MAX_MANIFEST {
+        bail!("the manifest for linux/{architecture} is larger than {} MiB: refused", MAX_MANIFEST >> 20);
+    }
+    Ok(descriptor)
+}
+
+/// Chooses an image of an OCI layout's `index.json` by its tag.
+pub(crate) fn choose_tag(bytes: &[u8], tag: Option<&str>, architecture: &str) -> Result<Descriptor> {
+    const NAME: &str = "org.opencontainers.image.ref.name";
+    let Ok(Raw { manifests: Some(manifests), .. }) = serde_json::from_slice(bytes) else {
+        bail!("index.json is no image index");
+    };
+    let name = |one: &RawDescriptor| one.annotations.get(NAME).map(|name| clip(name));
+    let Some(tag) = tag else {
+        return match &manifests[..] {
+            [] => bail!("the layout holds no image"),
+            [one] => one.check(),
+            several
+                if several.iter().any(|one| one.is_for(architecture))
+                    && several.iter().all(|one| name(one).is_none()) =>
+            {
+                choose(several, architecture)
+            }
+            several => match several.iter().find(|one| name(one).as_deref() == Some("latest")) {
+                Some(latest) => latest.check(),
+                None => {
+                    let names: Vec<_> = several.iter().filter_map(name).take(20).collect();
+                    bail!("the layout holds several images ({}): add ':TAG' to choose one", names.join(", "))
+                }
+            },
+        };
+    };
+    let mut tagged = manifests.iter().filter(|one| name(one).as_deref() == Some(tag));
+    let first = tagged.next();
+    match tagged.chain(first).find(|one| one.is_for(architecture)).or(first) {
+        Some(one) => one.check(),
+        None => {
+            let names: Vec<_> = manifests.iter().filter_map(name).take(20).collect();
+            bail!("the layout has no image '{}'; it has: {}", clip(tag), names.join(", "))
+        }
+    }
+}
+
+/// What of an image's configuration matters here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Config {
+    pub architecture: String,
+    /// The digests of the decompressed layers, lowest first.
+    pub diff_ids: Vec<Digest>,
+}
+
+/// Parses and checks an image's configuration against what is wanted.
+pub(crate) fn parse_config(bytes: &[u8], layers: usize, architecture: &str) -> Result<Config> {
+    #[derive(Deserialize)]
+    struct RawConfig {
+        #[serde(default)]
+        architecture: String,
+        #[serde(default)]
+        os: String,
+        rootfs: RawRootfs,
+    }
+    #[derive(Deserialize)]
+    struct RawRootfs {
+        diff_ids: Vec<Digest>,
+    }
+    let raw: RawConfig = match serde_json::from_slice(bytes) {
+        Ok(raw) => raw,
+        Err(error) => bail!("{}: {error}", not_json(bytes, "an image configuration")),
+    };
+    if !matches!(raw.os.as_str(), "" | "linux") {
+        bail!("it is made for {}, not for linux", clip(&raw.os));
+    }
+    if !raw.architecture.is_empty() && raw.architecture != architecture {
+        bail!("it is not made for linux/{architecture}; it offers linux/{}", clip(&raw.architecture));
+    }
+    let diff_ids = raw.rootfs.diff_ids;
+    if diff_ids.len() != layers {
+        bail!("its configuration names {} layers, its manifest {layers}", diff_ids.len());
+    }
+    if layers == 0 {
+        bail!("it has no layers");
+    }
+    Ok(Config { architecture: architecture.to_string(), diff_ids })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const B: &str = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+    fn fails(result: Result<impl std::fmt::Debug>, reason: &str) {
+        let error = format!("{:#}", result.unwrap_err());
+        assert!(error.contains(reason), "{error}");
+    }
+
+    fn index() -> String {
+        format!(
+            r#"{{"schemaVersion":2,"manifests":[
+            {{"digest":"{B}","size":5,"platform":{{"os":"linux","architecture":"arm64","variant":"v8"}}}},
+            {{"digest":"{B}","size":5,"platform":{{"os":"unknown","architecture":"unknown"}},
+              "annotations":{{"vnd.docker.reference.type":"attestation-manifest"}}}},
+            {{"digest":"{B}","size":5,"platform":{{"os":"windows","architecture":"amd64"}}}},
+            {{"digest":"{A}","size":5,"platform":{{"os":"linux","architecture":"amd64"}}}}]}}"#
+        )
+    }
+
+    #[test]
+    fn the_manifest_of_the_platform_is_chosen_from_an_index() {
+        let Document::Index(chosen) = parse(index().as_bytes(), "", "amd64").unwrap() else { panic!() };
+        assert_eq!(chosen.digest.to_string(), A);
+        let Document::Index(chosen) = parse(index().as_bytes(), "", "arm64").unwrap() else { panic!() };
+        assert_eq!(chosen.digest.to_string(), B);
+        fails(
+            parse(index().as_bytes(), "", "riscv64"),
+            "not made for linux/riscv64; it offers linux/amd64, linux/arm64/v8, windows/amd64",
+        );
+    }
+
+    #[test]
+    fn documents_that_are_no_image_are_explained() {
+        fails(parse(b"<!DOCTYPE html><p>Log in", "text/html", "amd64"), "a web page came instead of a manifest");
+        fails(parse(b"\0\xff", "", "amd64"), "what came is not a manifest");
+        fails(parse(b"{}", "a/b", "amd64"), "neither an image manifest nor an image index (media type 'a/b')");
+        fails(parse(br#"{"schemaVersion":1,"fsLayers":[]}"#, "", "amd64"), "schema 1");
+        fails(parse(br#"{"manifests":[]}"#, "", "amd64"), "it offers nothing");
+        let helm = format!(
+            r#"{{"config":{{"digest":"{A}","size":2,"mediaType":"application/vnd.cncf.helm.config.v1+json"}},"layers":[]}}"#
+        );
+        fails(parse(helm.as_bytes(), "", "amd64"), "no image but an artifact");
+        let negative = format!(r#"{{"config":{{"digest":"{A}","size":-2}},"layers":[]}}"#);
+        fails(parse(negative.as_bytes(), "", "amd64"), "negative size");
+        fails(parse(br#"{"config":{"digest":"sha256:..","size":2},"layers":[]}"#, "", "amd64"), "bad digest");
+        let layer = format!(r#"{{"digest":"{A}","size":1}},"#).repeat(600);
+        let many = format!(r#"{{"config":{{"digest":"{A}","size":2}},"layers":[{}]}}"#, layer.trim_end_matches(','));
+        fails(parse(many.as_bytes(), "", "amd64"), "600 layers");
+    }
+
+    #[test]
+    fn a_configuration_must_fit_its_manifest_and_the_machine() {
+        let config = |os: &str, arch: &str| {
+            format!(r#"{{"os":"{os}","architecture":"{arch}","rootfs":{{"diff_ids":["{A}"]}}}}"#)
+        };
+        let good = parse_config(config("linux", "amd64").as_bytes(), 1, "amd64").unwrap();
+        assert_eq!(good.diff_ids, [A.parse().unwrap()]);
+        fails(parse_config(config("windows", "amd64").as_bytes(), 1, "amd64"), "made for windows");
+        fails(parse_config(config("linux", "arm64").as_bytes(), 1, "amd64"), "it offers linux/arm64");
+        fails(parse_config(config("linux", "amd64").as_bytes(), 2, "amd64"), "names 1 layers, its manifest 2");
+        fails(parse_config(b"{}", 0, "amd64"), "not an image configuration");
+        fails(parse_config(br#"{"rootfs":{"diff_ids":[]}}"#, 0, "amd64"), "no layers");
+    }
+
+    #[test]
+    fn an_image_of_a_layout_is_chosen_by_its_tag() {
+        let entry = |digest: &str, name: &str| {
+            format!(
+                r#"{{"digest":"{digest}","size":1,"annotations":{{"org.opencontainers.image.ref.name":"{name}"}}}}"#
+            )
+        };
+        let both = format!(r#"{{"manifests":[{},{}]}}"#, entry(A, "a"), entry(B, "b"));
+        assert_eq!(choose_tag(both.as_bytes(), Some("b"), "amd64").unwrap().digest.to_string(), B);
+        fails(choose_tag(both.as_bytes(), None, "amd64"), "several images (a, b)");
+        fails(choose_tag(both.as_bytes(), Some("c"), "amd64"), "no image 'c'; it has: a, b");
+        let one = format!(r#"{{"manifests":[{}]}}"#, entry(A, "a"));
+        assert_eq!(choose_tag(one.as_bytes(), None, "amd64").unwrap().digest.to_string(), A);
+        let latest = format!(r#"{{"manifests":[{},{}]}}"#, entry(A, "a"), entry(B, "latest"));
+        assert_eq!(choose_tag(latest.as_bytes(), None, "amd64").unwrap().digest.to_string(), B);
+        fails(choose_tag(br#"{"manifests":[]}"#, None, "amd64"), "holds no image");
+        fails(choose_tag(b"[]", None, "amd64"), "no image index");
+        assert_eq!(choose_tag(index().as_bytes(), None, "amd64").unwrap().digest.to_string(), A);
+    }
+}

@@ -12,6 +12,7 @@ pub mod hint;
 pub mod hypervisor;
 pub mod image;
 pub mod net;
+pub mod notify;
 pub mod protocol;
 pub mod vm;
 

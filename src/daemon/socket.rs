@@ -4,10 +4,9 @@ use std::env;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -156,17 +155,9 @@ fn inherited() -> Result<Option<UnixListener>> {
     Ok(Some(UnixListener::from(fd)))
 }
 
-/// Tells systemd a state such as `READY=1` (sd_notify(3)); without systemd it does nothing.
+/// Tells systemd a state such as `READY=1`; a failure is a line in the log.
 pub fn notify(state: &str) {
-    let Some(path) = env::var_os("NOTIFY_SOCKET") else { return };
-    let sent = UnixDatagram::unbound().and_then(|socket| {
-        let address = match path.as_bytes().strip_prefix(b"@") {
-            Some(name) => SocketAddr::from_abstract_name(name)?,
-            None => SocketAddr::from_pathname(&path)?,
-        };
-        socket.send_to_addr(state.as_bytes(), &address)
-    });
-    if let Err(error) = sent {
+    if let Err(error) = crate::notify::notify(state) {
         log!("cannot notify systemd: {error}");
     }
 }

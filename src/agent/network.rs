@@ -1,0 +1,145 @@
+//! The guest's link: its MAC, and the configuration by which it gets its address.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::ioctl::{Setter, ioctl};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use super::command::run;
+use super::configure::warn;
+use super::files::Guest;
+use crate::protocol::address::Mac;
+
+const NETPLAN: &str = "/etc/netplan/60-puter.yaml";
+const NETWORKD: &str = "/etc/systemd/network/60-puter.network";
+/// How long the link may take to get its address.
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// `struct ifreq` (linux/if.h) with a hardware address.
+#[repr(C)]
+struct HardwareRequest {
+    name: [u8; 16],
+    family: u16,
+    address: [u8; 6],
+    rest: [u8; 16],
+}
+
+/// Gives the first Ethernet link this MAC.
+///
+/// # Errors
+/// When there is no such link or the kernel refuses.
+pub fn set_mac(guest: &Guest, mac: Mac) -> Result<()> {
+    if !guest.is_real() {
+        return Ok(());
+    }
+    let name = first_link("/sys/class/net").context("the guest has no Ethernet link")?;
+    let now = fs::read_to_string(format!("/sys/class/net/{name}/address")).unwrap_or_default();
+    if now.trim().parse() == Ok(mac) {
+        return Ok(());
+    }
+    const SIOCSIFHWADDR: u32 = 0x8924; // linux/sockios.h
+    const ARPHRD_ETHER: u16 = 1; // linux/if_arp.h
+    let mut request = HardwareRequest { name: [0; 16], family: ARPHRD_ETHER, address: mac.0, rest: [0; 16] };
+    for (to, from) in request.name.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
+    }
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    // SAFETY: the kernel reads one ifreq, which the structure is: 40 bytes.
+    unsafe { ioctl(socket.as_fd(), Setter::<SIOCSIFHWADDR, HardwareRequest>::new(request)) }
+        .with_context(|| format!("cannot give {name} the MAC {mac}"))
+}
+
+/// The Ethernet link with the lowest number that is a device and not something made of software.
+fn first_link(directory: &str) -> Option<String> {
+    let number =
+        |path: &PathBuf, file: &str| -> Option<u32> { fs::read_to_string(path.join(file)).ok()?.trim().parse().ok() };
+    let links = fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path());
+    let real = links.filter(|path| number(path, "type") == Some(1) && path.join("device").exists());
+    let first = real.min_by_key(|path| number(path, "ifindex").unwrap_or(u32::MAX))?;
+    first.file_name()?.to_str().map(String::from)
+}
+
+/// Writes the configuration and lets it take effect where it is new; tells which program holds it.
+///
+/// # Errors
+/// When it cannot be written or the program refuses it.
+pub fn apply(guest: &Guest, mac: Mac, netplan: &str, warnings: &mut Vec<String>) -> Result<&'static str> {
+    let has_netplan = guest.path("/usr/sbin/netplan").exists() || guest.path("/usr/bin/netplan").exists();
+    let (program, changed) = match has_netplan {
+        // It may hold secrets in other setups, and netplan complains of a mode that lets others read.
+        true => ("netplan", guest.write(NETPLAN, netplan.as_bytes(), 0o600)?),
+        false => ("networkd", guest.write(NETWORKD, networkd(mac).as_bytes(), 0o644)?),
+    };
+    if !guest.is_real() {
+        return Ok(program);
+    }
+    if changed {
+        match has_netplan {
+            true => run("netplan", &["apply"])?,
+            false => {
+                run("systemctl", &["enable", "--now", "systemd-networkd.service"])?;
+                run("networkctl", &["reload"])?;
+            }
+        }
+    }
+    warn(warnings, wait_for_route());
+    Ok(program)
+}
+
+/// The same for systemd-networkd alone (systemd.network(5)).
+fn networkd(mac: Mac) -> String {
+    format!("[Match]\nMACAddress={mac}\n\n[Network]\nDHCP=ipv4\n\n[DHCPv4]\nClientIdentifier=mac\n")
+}
+
+/// Waits for the first route, which comes with the address.
+fn wait_for_route() -> Result<()> {
+    let end = Instant::now() + ADDRESS_TIMEOUT;
+    while !has_route(&fs::read_to_string("/proc/net/route").unwrap_or_default()) {
+        if Instant::now() >= end {
+            bail!("the guest got no address within {} s", ADDRESS_TIMEOUT.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// Whether there is a default route: a line whose destination is zero, after the heading (proc_net(5)).
+fn has_route(table: &str) -> bool {
+    table.lines().skip(1).any(|line| line.split_whitespace().nth(1) == Some("00000000"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_route_tells_that_there_is_an_address() {
+        let heading = "Iface\tDestination\tGateway\tFlags\n";
+        assert!(!has_route(""));
+        assert!(!has_route(&format!("{heading}ens8\t0000000A\t00000000\t0001\n")));
+        assert!(has_route(&format!("{heading}ens8\t00000000\t0100000A\t0003\n")));
+    }
+
+    #[test]
+    fn the_first_device_is_chosen_and_no_bridge() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, kind, index, device) in
+            [("lo", "772", "1", false), ("br0", "1", "2", false), ("ens9", "1", "4", true), ("ens8", "1", "3", true)]
+        {
+            let link = dir.path().join(name);
+            fs::create_dir_all(if device { link.join("device") } else { link.clone() }).unwrap();
+            fs::write(link.join("type"), format!("{kind}\n")).unwrap();
+            fs::write(link.join("ifindex"), format!("{index}\n")).unwrap();
+        }
+        assert_eq!(first_link(dir.path().to_str().unwrap()), Some("ens8".into()));
+    }
+
+    #[test]
+    fn the_kernels_structure_has_its_size() {
+        assert_eq!(size_of::<HardwareRequest>(), 40);
+    }
+}

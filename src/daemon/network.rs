@@ -122,7 +122,7 @@ impl Network {
 
     /// The VM and the address that a guest's MAC stands for, from what was last seen of the interfaces: DHCP's
     /// directory. `None` for a MAC whose VM has no TAP.
-    #[expect(dead_code, reason = "asked by the DHCP server, once it runs")]
+    #[expect(dead_code, reason = "asked by the DHCP server, once it runs beside this")]
     pub fn guest(&self, mac: Mac) -> Option<(String, Ipv4Addr)> {
         let id = mac.id()?;
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);

@@ -426,6 +426,10 @@ fn a_teardown_leaves_nothing() {
     });
     let taps: Vec<Tap> = lab.json("GET", "/v1/taps", "");
     assert!(taps.iter().map(|t| t.id).eq(1..=50), "{taps:?}");
+    daemon.stop(Signal::KILL);
+    let daemon = lab.start(&["--teardown"]);
+    assert!(daemon.log.contains("puterd: adopted 50 TAPs\n"), "{}", daemon.log);
+    assert_eq!(lab.json::<Vec<Tap>>("GET", "/v1/taps", ""), taps);
     assert!(daemon.stop(Signal::TERM).success());
     assert_eq!(lab.host("ip -o link | cut -d: -f2; ip -4 -o addr; nft list ruleset"), before);
     assert!(!lab.socket().exists());

@@ -1,6 +1,7 @@
 //! The host's network as puterd keeps it: brings the bridge up, makes and removes TAPs.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::process;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
@@ -12,7 +13,8 @@ use super::bridge::{self, Plan, Settings};
 use super::taps::{Action, Alias, Place};
 use crate::net::address::{self, Address};
 use crate::net::link::{self, Link};
-use crate::net::{Socket, nft, route, sysctl, tap};
+use crate::net::nft::{self, Guest};
+use crate::net::{Socket, route, sysctl, tap};
 use crate::protocol::address::{Mac, tap_name};
 use crate::protocol::daemon::{Lease, Status, Tap, TapRequest};
 
@@ -55,7 +57,10 @@ impl Network {
     fn adopt(&self) -> Result<()> {
         let mut socket = self.lock();
         let mut adopted = 0;
-        for link in link::list(&mut socket).context("cannot list the interfaces")? {
+        let links = link::list(&mut socket).context("cannot list the interfaces")?;
+        let marked = links.iter().filter_map(|l| self.guest_of(&l.name, &self.place.marked(l)?));
+        nft::guard(&self.settings.bridge, &marked.collect::<Vec<_>>()).context("cannot filter the TAPs in nftables")?;
+        for link in links {
             if let Some(alias) = self.place.marked(&link) {
                 self.finish(&mut socket, &link, &alias)
                     .with_context(|| format!("cannot adopt the TAP {}", link.name))?;
@@ -74,15 +79,17 @@ impl Network {
         self.refresh(&mut socket).map(drop)
     }
 
-    /// Makes a TAP all that its alias says, touching only what differs.
+    /// What the guest of a TAP may call itself.
+    fn guest_of(&self, tap: &str, alias: &Alias) -> Option<Guest> {
+        let address = self.settings.subnet.address(alias.id)?;
+        Some(Guest { tap: tap.to_owned(), mac: Mac::of_id(alias.id), address })
+    }
+
+    /// Makes a guarded TAP all that its alias says, touching only what differs.
     fn finish(&self, socket: &mut Socket, link: &Link, alias: &Alias) -> Result<(), crate::net::Error> {
         let text = alias.to_string();
         if link.alias.as_deref() != Some(&text) {
             link::set_alias(socket, link.index, &text)?;
-        }
-        // Before the first frame can pass: what is not this VM's own stops at the TAP.
-        if let Some(address) = self.settings.subnet.address(alias.id) {
-            nft::guard(&self.settings.bridge, &link.name, Mac::of_id(alias.id), address)?;
         }
         if link.master != Some(self.place.bridge) {
             link::set_master(socket, link.index, self.place.bridge)?;
@@ -113,9 +120,13 @@ impl Network {
         nft::remove(&self.settings.bridge).context("cannot remove the nftables table")
     }
 
-    /// The VM of this id, from what was last seen of the interfaces.
-    pub fn vm(&self, id: u32) -> Option<Alias> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    /// The VM and the address that a guest's MAC stands for, from what was last seen of the interfaces: DHCP's
+    /// directory. `None` for a MAC whose VM has no TAP.
+    #[expect(dead_code, reason = "asked by the DHCP server, once it runs beside this")]
+    pub fn guest(&self, mac: Mac) -> Option<(String, Ipv4Addr)> {
+        let id = mac.id()?;
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        Some((known.get(&id)?.vm.clone(), self.settings.subnet.address(id)?))
     }
 
     /// What the network was made to be.
@@ -152,8 +163,12 @@ impl Network {
 
     /// Gives a TAP what the request asks for and reads it back.
     fn settle(&self, socket: &mut Socket, link: &Link, request: &TapRequest) -> Result<Tap> {
-        self.finish(socket, link, &Alias::from(request))
-            .with_context(|| format!("cannot set up the TAP {}", link.name))?;
+        let alias = Alias::from(request);
+        // Before the first frame can pass: what is not this VM's own stops at the TAP.
+        let guest = self.guest_of(&link.name, &alias).context("the id has no address")?;
+        nft::guard(&self.settings.bridge, &[guest])
+            .with_context(|| format!("cannot filter the TAP {} in nftables", link.name))?;
+        self.finish(socket, link, &alias).with_context(|| format!("cannot set up the TAP {}", link.name))?;
         let links = self.refresh(socket)?;
         let tap = links.iter().filter(|l| l.index == link.index).find_map(|l| self.place.tap(l));
         tap.with_context(|| format!("the TAP {} vanished while it was set up", link.name))

@@ -89,22 +89,23 @@ impl Socket {
     }
 
     /// Sends messages in one datagram. With `framed` the first and the last are the marks of a batch, which get no
-    /// acknowledgement of their own (nfnetlink).
+    /// acknowledgement of their own (nfnetlink), so there must be a message between them.
     ///
     /// # Errors
     /// The kernel's first refusal; a framed batch then has no effect at all.
     pub fn batch(&mut self, messages: &[Message], framed: bool) -> Result<(), Error> {
         let mut bytes = Vec::new();
-        let inner = if framed { 1..messages.len().saturating_sub(1) } else { 0..messages.len() };
+        // One acknowledgement is enough, since refusals come unasked and before it; one for each message of a long
+        // batch would overflow the socket's buffer.
+        let asked = messages.len().saturating_sub(if framed { 2 } else { 1 });
         let first = self.sequence.wrapping_add(1);
         let mut last = first;
         for (at, message) in messages.iter().enumerate() {
             self.sequence = self.sequence.wrapping_add(1);
-            let acknowledged = inner.contains(&at);
-            message.encode(if acknowledged { flags::ACK } else { 0 }, self.sequence, &mut bytes);
-            if acknowledged {
+            if at == asked {
                 last = self.sequence;
             }
+            message.encode(if at == asked { flags::ACK } else { 0 }, self.sequence, &mut bytes);
         }
         self.socket.send(&bytes, Msg::empty())?;
         loop {

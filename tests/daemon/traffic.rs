@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, UdpSocket};
 
+use puter::net::nft::{self, Guest};
 use puter::protocol::daemon::Tap;
 use rustix::process::Signal;
 
@@ -129,4 +130,19 @@ fn isolated_vms_do_not_reach_each_other() {
     lab.run(&guests[0], "ping -c 1 -W 5 10.0.0.1");
     set(false);
     lab.run(&guests[0], "ping -c 1 -W 5 10.0.0.201");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_refused_batch_is_an_error_and_changes_nothing() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let made: Tap = lab.json("POST", "/v1/taps", r#"{"vm":"web","id":1}"#);
+    let before = lab.host("nft list ruleset");
+    let guest = |tap: &str| Guest { tap: tap.to_owned(), mac: made.mac, address: Ipv4Addr::new(10, 0, 0, 99) };
+    // The first one's name is too long for an interface; all that follows is well.
+    let guests = [guest("pt-too-long-for-the-kernel"), guest("pt-web")];
+    let error = frames::inside(lab.host_holder(), || nft::guard("puter0", &guests)).unwrap_err();
+    assert!([rustix::io::Errno::INVAL, rustix::io::Errno::RANGE].contains(&error.errno), "{error}");
+    assert_eq!(lab.host("nft list ruleset"), before);
 }

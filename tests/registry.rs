@@ -1,0 +1,7 @@
+//! Pulls, from hostile servers in this process and from a real registry.
+
+mod registry {
+    pub mod hostile;
+    pub mod image;
+    pub mod server;
+}

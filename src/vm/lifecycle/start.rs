@@ -150,22 +150,15 @@ fn boot_files(context: &Context) -> Result<(PathBuf, Option<PathBuf>)> {
     Ok((kernel, initrd))
 }
 
-/// The image for a new VM: pulled where it is not there yet.
-fn image(context: &Context, name: &str, options: &StartOptions) -> Result<Image> {
+/// The image for a new VM, pulled where it is not here yet.
+fn image(context: &Context, options: &StartOptions, store: &Store) -> Result<Image> {
     let chosen = options.image.clone().or_else(|| crate::vm::init::default_image(context.home));
     let text = chosen
         .or_else(|| context.settings.image.clone())
         .context("no image is named, and `puter init` chose none")
         .hint("run `puter init --image IMAGE`, or give --image IMAGE")?;
     let reference: Reference = text.parse().map_err(|why| anyhow!("{why}"))?;
-    let store = Store::open(&context.home.images())?;
-    if let Some(image) = store.get(&reference)? {
-        image.check_bootable()?;
-        return Ok(image);
-    }
-    let image = context.step(name, &format!("image {text}"), || {
-        store.pull(&reference, &pull_options(context), context.observer.pull())
-    })?;
+    let image = store.pull(&reference, &pull_options(context), context.observer.pull())?;
     image.check_bootable()?;
     Ok(image)
 }
@@ -182,7 +175,10 @@ pub(crate) fn pull_options(context: &Context) -> PullOptions {
 }
 
 fn create(context: &Context, name: &str, options: &StartOptions, daemon: &daemon::Client) -> Result<Vm> {
-    let image = image(context, name, options)?;
+    let store = Store::open(&context.home.images())?;
+    // Until the state names the image, nothing else says that it is needed.
+    let _hold = store.hold()?;
+    let image = image(context, options, &store)?;
     let disk =
         options.disk.unwrap_or(context.settings.disk).max(if options.disk.is_some() { 0 } else { image.disk_size });
     let disk = disk.next_multiple_of(4096);

@@ -1,0 +1,1 @@
+//! The sockets around the state machine.

@@ -12,3 +12,4 @@ pub mod message;
 pub mod server;
 
 pub use engine::{Config, Destination, Directory, Engine, Host, Reply};
+pub use server::Server;

@@ -10,6 +10,8 @@
 mod engine;
 pub mod message;
 pub mod server;
+#[cfg(test)]
+mod tests;
 
 pub use engine::{Config, Destination, Directory, Engine, Host, Reply};
 pub use server::Server;

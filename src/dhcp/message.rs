@@ -101,7 +101,7 @@ impl Request {
     }
 
     /// An option that holds exactly one address. `Err` when it is there with another length.
-    pub fn address(&self, code: u8) -> Result<Option<Ipv4Addr>, ()> {
+    pub(super) fn address(&self, code: u8) -> Result<Option<Ipv4Addr>, ()> {
         self.option(code).map(|v| <[u8; 4]>::try_from(v).map(Ipv4Addr::from).map_err(|_| ())).transpose()
     }
 

@@ -14,6 +14,7 @@ mod api;
 mod bridge;
 mod capabilities;
 mod network;
+mod resolvers;
 mod server;
 mod socket;
 mod taps;
@@ -118,6 +119,7 @@ fn run(options: Options) -> Result<()> {
     let settings = Settings { bridge: options.bridge, subnet: options.subnet, uid };
     let served = Network::start(settings).and_then(|network| {
         let network = Arc::new(network);
+        network.serve_dhcp()?;
         smol::block_on(serve(&listener, &network, &path))?;
         Ok(network)
     });

@@ -1,16 +1,19 @@
 //! The host's network as puterd keeps it: brings the bridge up, makes and removes TAPs.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::process;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::api::{ApiError, Backend};
 use super::bridge::{self, Plan, Settings};
+use super::resolvers;
 use super::taps::{Action, Alias, Place};
+use crate::dhcp::server::Server;
+use crate::dhcp::{Config, Directory, Engine, Host};
 use crate::net::address::{self, Address};
 use crate::net::link::{self, Link};
 use crate::net::nft::{self, Guest};
@@ -25,6 +28,8 @@ pub struct Network {
     socket: Mutex<Socket>,
     /// The VM of each id, as of the last time the interfaces were listed: what DHCP answers from.
     known: RwLock<BTreeMap<u32, Alias>>,
+    /// What DHCP has lent.
+    dhcp: Arc<Mutex<Engine>>,
     started: Instant,
 }
 
@@ -47,8 +52,15 @@ impl Network {
             log!("turned IPv4 forwarding on");
         }
         let place = Place { bridge: index, uid: settings.uid, subnet: settings.subnet };
-        let network =
-            Network { settings, place, socket: Mutex::new(socket), known: RwLock::default(), started: Instant::now() };
+        let config = Config { dns: resolvers::of_host(), ..Config::new(settings.subnet) };
+        let network = Network {
+            settings,
+            place,
+            socket: Mutex::new(socket),
+            known: RwLock::default(),
+            dhcp: Arc::new(Mutex::new(Engine::new(config))),
+            started: Instant::now(),
+        };
         network.adopt()?;
         Ok(network)
     }
@@ -120,18 +132,25 @@ impl Network {
         nft::remove(&self.settings.bridge).context("cannot remove the nftables table")
     }
 
-    /// The VM and the address that a guest's MAC stands for, from what was last seen of the interfaces: DHCP's
-    /// directory. `None` for a MAC whose VM has no TAP.
-    #[expect(dead_code, reason = "asked by the DHCP server, once it runs beside this")]
-    pub fn guest(&self, mac: Mac) -> Option<(String, Ipv4Addr)> {
-        let id = mac.id()?;
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        Some((known.get(&id)?.vm.clone(), self.settings.subnet.address(id)?))
-    }
-
     /// What the network was made to be.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Begins to answer DHCP on the bridge, on a thread of its own: a guest that floods the server delays no request.
+    ///
+    /// # Errors
+    /// When the sockets cannot be opened.
+    pub fn serve_dhcp(self: &Arc<Self>) -> Result<()> {
+        let server =
+            Server::bind(&self.settings.bridge, self.dhcp.clone(), self.clone()).context("cannot serve DHCP")?;
+        let thread = thread::Builder::new().name("dhcp".into());
+        thread.spawn(move || smol::block_on(server.run())).context("cannot start the DHCP server's thread")?;
+        Ok(())
+    }
+
+    fn engine(&self) -> MutexGuard<'_, Engine> {
+        self.dhcp.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Socket> {
@@ -208,6 +227,16 @@ fn internal(error: anyhow::Error) -> ApiError {
     ApiError::new(500, "internal", format!("{error:#}"))
 }
 
+impl Directory for Network {
+    /// The VM and the address that a guest's MAC stands for, from what was last seen of the interfaces; `None` for a
+    /// MAC whose VM has no TAP.
+    fn host(&self, mac: Mac) -> Option<Host> {
+        let id = mac.id()?;
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        Some(Host { vm: known.get(&id)?.vm.clone(), ip: self.settings.subnet.address(id)? })
+    }
+}
+
 impl Backend for Network {
     fn ensure(&self, request: &TapRequest) -> Result<Tap, ApiError> {
         let mut socket = self.lock();
@@ -240,6 +269,9 @@ impl Backend for Network {
         if let Err(error) = nft::unguard(&self.settings.bridge, &link.name) {
             log!("cannot remove the filter of {}: {error}", link.name);
         }
+        if let Some(alias) = self.place.marked(link) {
+            self.engine().forget(Mac::of_id(alias.id));
+        }
         log!("removed the TAP {} of {vm}", link.name);
         self.refresh(&mut socket).map(drop).map_err(internal)
     }
@@ -257,6 +289,6 @@ impl Backend for Network {
     }
 
     fn leases(&self) -> Result<Vec<Lease>, ApiError> {
-        Ok(Vec::new())
+        Ok(self.engine().leases(Instant::now()))
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde::de::DeserializeOwned;
 
+use super::files::plain;
 use crate::hypervisor::vsock;
 use crate::protocol::agent::{Call, Configure, Configured, MAX_LINE, PORT, Pong, Request, Response, VERSION};
 
@@ -89,7 +90,7 @@ impl Agent {
     }
 }
 
-/// The text without anything that could steer a terminal.
+/// The text without anything that could steer a terminal, and not too long.
 pub fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).take(4096).collect()
+    plain(text).chars().take(4096).collect()
 }

@@ -58,10 +58,28 @@ pub fn tail(path: &Path, lines: usize) -> String {
         Ok(bytes)
     };
     let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
-    // The text may come from a guest: nothing of it may steer the terminal.
-    let clean: String = text.chars().filter(|c| *c == '\n' || *c == '\t' || !c.is_control()).collect();
+    let clean = plain(&text);
     let all: Vec<&str> = clean.lines().filter(|line| !line.trim().is_empty()).collect();
     all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// The text without colours and without anything else that could steer a terminal: it may come from a guest.
+pub fn plain(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            // A control sequence (ECMA-48, section 5.4) ends with a character from '@' to '~'.
+            '\x1b' if chars.next_if_eq(&'[').is_some() => {
+                while chars.next_if(|c| matches!(c, ' '..='?')).is_some() {}
+                chars.next_if(|c| matches!(c, '@'..='~'));
+            }
+            '\n' | '\t' => clean.push(c),
+            c if !c.is_control() => clean.push(c),
+            _ => {}
+        }
+    }
+    clean
 }
 
 /// A held lock; it ends with the value or the process.
@@ -136,8 +154,8 @@ mod tests {
     fn the_tail_of_a_log_holds_no_terminal_controls() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        std::fs::write(&path, "one\ntwo\n\x1b]0;title\x07three\n\n").unwrap();
-        assert_eq!(tail(&path, 2), "two\n]0;titlethree");
+        std::fs::write(&path, "one\n[\x1b[0;1;31mtwo\x1b[0m]\n\x1b]0;title\x07three\n\n").unwrap();
+        assert_eq!(tail(&path, 2), "[two]\n]0;titlethree");
         assert_eq!(tail(&dir.path().join("absent"), 2), "");
     }
 }

@@ -89,28 +89,40 @@ pub fn vhost_device_vsock() -> Result<PathBuf> {
 /// The tag of the guest's image in its OCI layout.
 pub const GUEST_TAG: &str = "latest";
 
-/// The guest's OCI layout in `target/guest/oci`, made anew when its recipe or the executable has changed.
+/// The guest's OCI layout in `target/guest/oci`; each layer is made anew when what it is made of has changed.
 ///
 /// # Errors
 /// When a tool fails.
 pub fn guest_image(built: &Built) -> Result<PathBuf> {
     let top = top();
     let dir = top.join("target/guest");
-    let out = dir.join("oci");
-    let stamp = dir.join("stamp");
-    let now = fingerprint(&[&top.join("packaging/guest"), &built.executable, &top.join("xtask/src/guest_image.rs")])?;
-    if out.is_dir() && fs::read_to_string(&stamp).is_ok_and(|former| former == now) {
-        return Ok(out);
-    }
-    println!("building the guest image from Debian packages");
     fs::create_dir_all(&dir)?;
-    let _ = fs::remove_file(&stamp);
-    if out.exists() {
-        fs::remove_dir_all(&out).with_context(|| format!("cannot remove {}", out.display()))?;
-    }
-    guest_image::build(&guest_image::Options { binary: &built.executable, out: &out, tag: GUEST_TAG })?;
-    fs::write(&stamp, now)?;
+    let recipe = top.join("packaging/guest");
+    let source = top.join("xtask/src/guest_image.rs");
+    let base = dir.join("base.tar");
+    let of_base = [recipe.join("packages"), recipe.join("customize.sh"), recipe.join("tree"), source.clone()];
+    let of_base: Vec<&Path> = of_base.iter().map(PathBuf::as_path).collect();
+    made_once(&base, &fingerprint(&of_base)?, || {
+        println!("building the guest's base from Debian packages");
+        guest_image::base(&base)
+    })?;
+    let out = dir.join("oci");
+    let now = fingerprint(&[&recipe, &source, &built.executable])?;
+    made_once(&out, &now, || {
+        guest_image::build(&guest_image::Options { base: &base, binary: &built.executable, out: &out, tag: GUEST_TAG })
+    })?;
     Ok(out)
+}
+
+/// Makes `what` unless its stamp says that it was made of the same.
+fn made_once(what: &Path, fingerprint: &str, make: impl FnOnce() -> Result<()>) -> Result<()> {
+    let stamp = what.with_extension("stamp");
+    if what.exists() && fs::read_to_string(&stamp).is_ok_and(|former| former == fingerprint) {
+        return Ok(());
+    }
+    let _ = fs::remove_file(&stamp);
+    make()?;
+    fs::write(&stamp, fingerprint).with_context(|| format!("cannot write {}", stamp.display()))
 }
 
 /// A hash over the names and contents of files and directories.

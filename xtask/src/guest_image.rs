@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -14,42 +14,55 @@ const SUITE: &str = "bookworm";
 
 /// What to build and where.
 pub struct Options<'a> {
+    /// The base layer, as [`base`] makes it.
+    pub base: &'a Path,
     /// The static executable that becomes the agent.
     pub binary: &'a Path,
-    /// Where the OCI layout is made; it must not exist.
+    /// Where the OCI layout is made; what was there is replaced.
     pub out: &'a Path,
     pub tag: &'a str,
 }
 
-/// Builds the image, as root or, by user namespaces, as any user.
+/// Makes the base layer, a tar archive of Debian, as root or, by user namespaces, as any user.
+///
+/// # Errors
+/// When a tool fails; no file is left then.
+pub fn base(tar: &Path) -> Result<()> {
+    let new = tar.with_extension("new");
+    debian(&recipe(), &new)?;
+    fs::rename(&new, tar).with_context(|| format!("cannot make {}", tar.display()))
+}
+
+/// Puts the layers into an OCI layout.
 ///
 /// # Errors
 /// When a tool fails; no layout is left then.
 pub fn build(options: &Options) -> Result<()> {
-    let recipe = top().join("packaging/guest");
     let work = tempfile::Builder::new().prefix("puter-guest-").tempdir_in("/var/tmp")?;
-    let base = work.path().join("base.tar");
     let agent = work.path().join("agent.tar");
-    debian(&recipe, &base)?;
-    agent_layer(&recipe, options.binary, &work.path().join("agent"), &agent)?;
+    agent_layer(&recipe(), options.binary, &work.path().join("agent"), &agent)?;
 
-    let layout = work.path().join("oci");
+    // Made beside its place: another file system may hold the work directory.
+    let layout = options.out.with_extension("new");
+    for former in [layout.as_path(), options.out] {
+        if former.exists() {
+            fs::remove_dir_all(former).with_context(|| format!("cannot remove {}", former.display()))?;
+        }
+    }
     let image = format!("{}:{}", layout.display(), options.tag);
     let umoci = |words: &[&str]| -> Result<()> { run(Command::new("umoci").args(words)) };
     umoci(&["init", "--layout", &layout.to_string_lossy()])?;
     umoci(&["new", "--image", &image])?;
-    for layer in [&base, &agent] {
+    for layer in [options.base, &agent] {
         umoci(&["raw", "add-layer", "--image", &image, &layer.to_string_lossy()])?;
     }
     umoci(&["config", "--image", &image, "--os", "linux", "--architecture", "amd64", "--config.cmd", "/sbin/init"])?;
-    if let Some(parent) = options.out.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    // Beside its place first: another file system may hold the work directory.
-    let beside = options.out.with_extension("new");
-    let _ = fs::remove_dir_all(&beside);
-    run(Command::new("cp").arg("-r").arg(&layout).arg(&beside))?;
-    fs::rename(&beside, options.out).with_context(|| format!("cannot make {}", options.out.display()))
+    umoci(&["gc", "--layout", &layout.to_string_lossy()])?;
+    fs::rename(&layout, options.out).with_context(|| format!("cannot make {}", options.out.display()))
+}
+
+fn recipe() -> PathBuf {
+    top().join("packaging/guest")
 }
 
 fn debian(recipe: &Path, tar: &Path) -> Result<()> {

@@ -114,11 +114,6 @@ impl Disk {
         bitmap
     }
 
-    /// The number of used blocks.
-    pub fn used(&self) -> u64 {
-        self.used.iter().map(|byte| u64::from(byte.count_ones())).sum()
-    }
-
     /// Writes whole blocks (a shorter end is filled with zeros) from `block` on.
     pub fn write(&mut self, block: u64, data: &[u8]) -> Result<()> {
         let next = self.gathered_at + self.gathered.len() as u64 / BLOCK;

@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn device_numbers_beyond_the_format_are_refused() {
         assert_eq!(encode_device(8, 1).unwrap()[..4], [1, 8, 0, 0]);
-        assert_eq!(encode_device(259, 300).unwrap()[4..8], (300 & 0xff | 259 << 8 | 0x100 << 12_u32).to_le_bytes());
+        assert_eq!(encode_device(259, 300).unwrap()[4..8], (300 & 0xff | 259 << 8 | 0x100_u32 << 12).to_le_bytes());
         assert!(encode_device(4096, 0).is_none());
         assert!(encode_device(0, 1 << 20).is_none());
     }

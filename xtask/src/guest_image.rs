@@ -70,7 +70,7 @@ fn debian(recipe: &Path, tar: &Path) -> Result<()> {
     let text = fs::read_to_string(&list).with_context(|| format!("cannot read {}", list.display()))?;
     let packages: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).collect();
     let mut command = Command::new("mmdebstrap");
-    command.args(["--quiet", "--variant=minbase", &format!("--include={}", packages.join(","))]);
+    command.args(["--quiet", "--format=tar", "--variant=minbase", &format!("--include={}", packages.join(","))]);
     for unneeded in ["doc", "man", "locale", "info", "lintian"] {
         command.arg(format!("--dpkgopt=path-exclude=/usr/share/{unneeded}/*"));
     }

@@ -1,0 +1,200 @@
+//! The whole path as a user goes it: the built executable under its names, an unprivileged user, a real registry, a
+//! real guest. `cargo xtask test` builds what is needed and names it in the environment.
+
+#[path = "e2e/host.rs"]
+mod host;
+
+use std::time::Duration;
+
+use host::{Host, text};
+
+/// Boots twice and walks through every command that a first user meets.
+#[test]
+#[ignore = "needs root"]
+fn a_machine_is_made_used_stopped_started_again_and_deleted() {
+    let host = Host::new();
+    let image = host.push_guest();
+
+    host.fails(&["start", "web"], "puterd does not run", "puter daemon start");
+    let started = host.ok(&["daemon", "start"]);
+    assert!(started.contains("bridge puter0 at 10.0.0.1/24"), "{started}");
+    assert_eq!(host.ok(&["daemon", "start"]), "puterd runs already");
+    host.fails(&["start", "web"], "there is no kernel", "puter init");
+    host.ok(&["init", "--image", &image]);
+    assert!(host.ok(&["doctor"]).contains("This host can run VMs"));
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+
+    let vm = &host.json(&["start", "web", "--disk", "5G", "--memory", "512M", "--json"])[0];
+    for (key, value) in
+        [("name", "web"), ("status", "running"), ("ip", "10.0.0.11"), ("mac", "52:54:00:00:00:0b"), ("tap", "pt-web")]
+    {
+        assert_eq!(vm[key], value, "{vm}");
+    }
+    assert_eq!((&vm["id"], &vm["cid"]), (&1.into(), &4.into()));
+    host.fails(&["start", "web"], "'web' is already running at 10.0.0.11", "puter ssh web");
+    host.fails(&["delete", "web"], "'web' is running", "puter stop web");
+
+    // What the guest says of itself.
+    assert_eq!(host.ssh("web", "hostname"), "web");
+    assert_eq!(host.ssh("web", "cat /etc/hostname"), "web");
+    let link = host.ssh("web", "ip -brief link show | grep -v ^lo");
+    assert!(link.contains("52:54:00:00:00:0b"), "{link}");
+    let address = host.ssh("web", "ip -4 -brief address show | grep -v ^lo");
+    assert!(address.contains("10.0.0.11/24"), "{address}");
+    assert!(host.ssh("web", "ip -4 address").contains("dynamic"), "the address came by DHCP");
+    let netplan = host.ssh("web", "cat /etc/netplan/*.yaml");
+    assert!(netplan.contains("dhcp4: true") && netplan.contains("52:54:00:00:00:0b"), "{netplan}");
+    let route = host.ssh("web", "ip route get 203.0.113.1");
+    assert!(route.contains("via 10.0.0.1"), "{route}");
+    let page = host.ssh("web", "curl --silent --show-error --max-time 10 http://203.0.113.1/");
+    assert_eq!(page, xtask::world::PAGE);
+    let size: u64 = host.ssh("web", "df --block-size=1 --output=size / | tail -1").trim().parse().unwrap();
+    assert!(size > 4_700_000_000 && size < 5_368_709_121, "the file system has {size} bytes of a disk of 5 GiB");
+    let drift: i64 = host.ssh("web", "date +%s").parse::<i64>().unwrap() - host.unix_time();
+    assert!(drift.abs() <= 5, "the guest's clock is {drift} s away");
+    let machine_id = host.ssh("web", "cat /etc/machine-id");
+    assert_eq!(machine_id.len(), 32, "{machine_id}");
+    let leases = host.json_of(host.world.command("curl").args([
+        "--silent",
+        "--unix-socket",
+        &host.world.home().join("run/daemon.sock").display().to_string(),
+        "http://puterd/v1/leases",
+    ]));
+    assert_eq!(leases[0]["ip"], "10.0.0.11", "{leases}");
+
+    let list = host.ok(&["list"]);
+    assert!(list.lines().nth(1).is_some_and(|line| line.starts_with("web   running  10.0.0.11")), "{list}");
+    assert!(host.ok(&["info", "web"]).contains("52:54:00:00:00:0b"));
+
+    // puterd may come and go under a running machine.
+    host.ok(&["daemon", "stop"]);
+    assert_eq!(host.ssh("web", "hostname"), "web");
+    host.ok(&["daemon", "start"]);
+    assert_eq!(host.ssh("web", "hostname"), "web");
+
+    host.ssh("web", "echo kept >/root/file && sync");
+    host.ok(&["stop", "web", "--timeout", "90"]);
+    assert_eq!(host.json(&["list", "--json"])[0]["status"], "stopped");
+    assert_eq!(host.taps(), Vec::<String>::new());
+    host.fails(&["ssh", "web", "true"], "'web' is stopped", "puter start web");
+    assert!(host.ok(&["stop", "web"]).contains("was stopped already"));
+
+    host.ok(&["start", "web"]);
+    assert_eq!(host.ssh("web", "cat /root/file"), "kept");
+    assert_eq!(host.ssh("web", "cat /etc/machine-id"), machine_id);
+    assert_eq!(host.taps(), ["pt-web"]);
+
+    // The hypervisor is shot: the machine is stopped, and nothing of it stays behind once it is deleted.
+    let pid = host.json(&["info", "web", "--json"])[0]["pid"].to_string();
+    assert!(host.world.root("kill").args(["-KILL", &pid]).status().unwrap().success());
+    host.until(Duration::from_secs(10), || host.json(&["list", "--json"])[0]["status"] == "stopped");
+    host.until(Duration::from_secs(10), || host.processes("qemu-system").is_empty());
+    assert!(host.processes("vhost-device").is_empty());
+    host.ok(&["delete", "web"]);
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+    assert_eq!(host.ok(&["list"]), "no VMs yet; `puter start NAME` makes one");
+    host.ok(&["daemon", "stop"]);
+    host.fails(&["daemon", "status"], "puterd does not run", "puter daemon start");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_interrupted_start_leaves_nothing() {
+    let host = Host::new();
+    let image = host.push_guest();
+    host.ok(&["daemon", "start"]);
+    host.ok(&["init", "--image", &image]);
+    // The agent of a guest without a chance to boot never answers: interrupt while the command waits for it.
+    let mut start = host.world.command("puter").args(["start", "web", "--memory", "512M"]).spawn().unwrap();
+    host.until(Duration::from_secs(60), || host.taps() == ["pt-web"] && !host.processes("qemu-system").is_empty());
+    let puter = host.processes("puter start");
+    assert_eq!(puter.len(), 1, "{puter:?}");
+    assert!(host.world.root("kill").args(["-INT", &puter[0]]).status().unwrap().success());
+    assert_eq!(start.wait().unwrap().code(), Some(130));
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+    assert!(host.processes("qemu-system").is_empty());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn bad_names_and_images_are_refused_and_leave_nothing() {
+    let host = Host::new();
+    let image = host.push_small("small", &[("sbin/init", "x"), ("usr/bin/puter-agent", "x"), ("boot/vmlinuz-1", "x")]);
+    let no_kernel = host.push_small("no-kernel", &[("sbin/init", "x"), ("usr/bin/puter-agent", "x")]);
+    let no_agent = host.push_small("no-agent", &[("sbin/init", "x"), ("boot/vmlinuz-1", "x")]);
+    host.ok(&["daemon", "start"]);
+
+    host.fails(&["init", "--image", &no_kernel], "has no kernel", "--kernel");
+    host.fails(&["init", "--image", &no_agent], "puter-agent", "");
+    host.fails(&["start", "web", "--image", &image], "there is no kernel", "puter init");
+    host.ok(&["init", "--image", &image]);
+    let clean = host.files();
+    host.fails(&["start", &"x".repeat(64)], "has 64 characters", "");
+    host.fails(&["start", "../up"], "contains '.'", "");
+    host.fails(&["start", "web", "--image", "localhost:5000/puter/absent"], "localhost:5000", "");
+    host.fails(&["start", "web", "--image", "UPPER/case"], "UPPER/case", "");
+    host.fails(&["start", "web", "--disk", "1M"], "1M", "");
+    host.fails(&["start", "web", "web"], "named twice", "");
+    assert_eq!(host.files(), clean);
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_registry_that_lies_is_found_out_and_leaves_nothing() {
+    let host = Host::new();
+    let boot: &[(&str, &str)] = &[("sbin/init", "x"), ("usr/bin/puter-agent", "x"), ("boot/vmlinuz-1", "x")];
+    let image = host.push_small("small", boot);
+    host.ok(&["daemon", "start"]);
+    let clean = host.files();
+    let layer = host.registry_blobs().into_iter().max_by_key(|blob| blob.metadata().unwrap().len()).unwrap();
+    let honest = std::fs::read(&layer).unwrap();
+
+    let mut wrong = honest.clone();
+    let middle = wrong.len() / 2;
+    wrong[middle] ^= 1;
+    std::fs::write(&layer, &wrong).unwrap();
+    host.fails(&["init", "--image", &image], "sha256:", "");
+    assert_eq!(host.files(), clean);
+
+    std::fs::write(&layer, &honest[..middle]).unwrap();
+    host.fails(&["init", "--image", &image], "bytes", "");
+    assert_eq!(host.files(), clean);
+
+    std::fs::write(&layer, &honest).unwrap();
+    host.ok(&["init", "--image", &image]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_registry_that_hangs_is_given_up() {
+    let host = Host::new();
+    // Accepts connections and never says a word.
+    let _silent =
+        host.world.command("busybox").args(["nc", "-ll", "-p", "5001", "-e", "sleep", "600"]).spawn().unwrap();
+    host.ok(&["daemon", "start"]);
+    let clean = host.files();
+    let began = std::time::Instant::now();
+    let output = host
+        .world
+        .command_with(&[("PUTER_REGISTRY_TIMEOUT", "2")], "puter")
+        .args(["init", "--image", "localhost:5001/some/image"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("localhost:5001"), "{}", text(&output.stderr));
+    assert!(began.elapsed() < Duration::from_secs(60), "it took {:?}", began.elapsed());
+    assert_eq!(host.files(), clean);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_full_disk_is_a_clear_error_and_loses_nothing() {
+    let host = Host::new();
+    let image = host.push_guest();
+    host.small_home(64 << 20);
+    host.ok(&["daemon", "start"]);
+    let clean = host.files();
+    host.fails(&["init", "--image", &image], "space", "");
+    assert_eq!(host.files(), clean);
+}

@@ -131,8 +131,8 @@ fn bad_names_and_images_are_refused_and_leave_nothing() {
     let clean = host.files();
     host.fails(&["start", &"x".repeat(64)], "has 64 characters", "");
     host.fails(&["start", "../up"], "contains '.'", "");
-    host.fails(&["start", "web", "--image", "localhost:5000/puter/absent"], "localhost:5000", "");
-    host.fails(&["start", "web", "--image", "UPPER/case"], "UPPER/case", "");
+    host.fails(&["start", "web", "--image", "localhost:5000/puter/absent"], "there is no image", "");
+    host.fails(&["start", "web", "--image", "localhost:5000/UPPER"], "localhost:5000/UPPER", "");
     host.fails(&["start", "web", "--disk", "1M"], "1M", "");
     host.fails(&["start", "web", "web"], "named twice", "");
     assert_eq!(host.files(), clean);
@@ -143,7 +143,9 @@ fn bad_names_and_images_are_refused_and_leave_nothing() {
 #[ignore = "needs root"]
 fn a_registry_that_lies_is_found_out_and_leaves_nothing() {
     let host = Host::new();
-    let boot: &[(&str, &str)] = &[("sbin/init", "x"), ("usr/bin/puter-agent", "x"), ("boot/vmlinuz-1", "x")];
+    // The layer must be the largest of the registry's blobs.
+    let kernel: String = (0..100_000_u32).map(|n| n.wrapping_mul(2_654_435_761).to_string()).collect();
+    let boot: &[(&str, &str)] = &[("sbin/init", "x"), ("usr/bin/puter-agent", "x"), ("boot/vmlinuz-1", &kernel)];
     let image = host.push_small("small", boot);
     host.ok(&["daemon", "start"]);
     let clean = host.files();
@@ -190,11 +192,15 @@ fn a_registry_that_hangs_is_given_up() {
 #[test]
 #[ignore = "needs root"]
 fn a_full_disk_is_a_clear_error_and_loses_nothing() {
-    let host = Host::new();
-    let image = host.push_guest();
-    host.small_home(64 << 20);
-    host.ok(&["daemon", "start"]);
-    let clean = host.files();
-    host.fails(&["init", "--image", &image], "space", "");
-    assert_eq!(host.files(), clean);
+    // Too small for the layers, then for the file system made of them.
+    for (mebibytes, why) in [(64, "room for"), (200, "No space left on device")] {
+        let host = Host::new();
+        let image = host.push_guest();
+        host.small_home(mebibytes << 20);
+        host.ok(&["daemon", "start"]);
+        let clean = host.files();
+        host.fails(&["init", "--image", &image], why, "");
+        let left: Vec<String> = host.files().into_iter().filter(|file| !file.starts_with("./images/blobs/")).collect();
+        assert_eq!(left, clean, "whole, verified layers may stay; nothing else");
+    }
 }

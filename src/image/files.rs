@@ -88,7 +88,7 @@ pub(crate) fn check_space(path: &Path, bytes: u64) -> Result<()> {
     let free = found.f_bavail.saturating_mul(found.f_frsize);
     if bytes > free {
         bail!(
-            "{} MiB are to be downloaded, but {} has room for {} MiB only: free some, for example with 'puter image prune'",
+            "{} MiB are to be downloaded, but {} has room for {} MiB only: free some space, or set PUTER_HOME to a directory on a larger file system",
             bytes >> 20,
             path.display(),
             free >> 20

@@ -280,9 +280,15 @@ impl<R: Read> Archive<R> {
 
     fn skip_rest(&mut self) -> Result<()> {
         let mut buffer = [0; 16 << 10];
-        self.remaining += self.padding;
-        self.padding = 0;
         while self.read(&mut buffer)? > 0 {}
+        while self.padding > 0 {
+            let want = usize::try_from(self.padding).unwrap_or(usize::MAX).min(RECORD);
+            match self.read_some(buffer.get_mut(..want).unwrap_or_default())? {
+                // Some tools end the archive with the last byte of the last file; nothing is missing then.
+                0 => (self.padding, self.ended) = (0, true),
+                got => self.padding -= got as u64,
+            }
+        }
         Ok(())
     }
 
@@ -330,4 +336,76 @@ impl<R: Read> Archive<R> {
 pub fn show(path: &[u8]) -> String {
     let (head, rest) = path.split_at(path.len().min(256));
     format!("\"{}\"{}", String::from_utf8_lossy(head).escape_debug(), if rest.is_empty() { "" } else { "…" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A ustar entry with its contents, padded.
+    fn entry(path: &str, contents: &[u8]) -> Vec<u8> {
+        let mut block = vec![0; RECORD];
+        block[..path.len()].copy_from_slice(path.as_bytes());
+        block[100..107].copy_from_slice(b"0000644");
+        block[108..115].copy_from_slice(b"0000000");
+        block[116..123].copy_from_slice(b"0000000");
+        block[124..135].copy_from_slice(format!("{:011o}", contents.len()).as_bytes());
+        block[136..147].copy_from_slice(b"00000000000");
+        block[156] = b'0';
+        block[257..265].copy_from_slice(b"ustar\x0000");
+        block[148..156].fill(b' ');
+        let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        block.extend_from_slice(contents);
+        block.resize(block.len().next_multiple_of(RECORD), 0);
+        block
+    }
+
+    fn read(bytes: &[u8]) -> Result<Vec<(String, u64)>> {
+        let mut archive = Archive::new(bytes);
+        let mut found = Vec::new();
+        while let Some(entry) = archive.next()? {
+            let mut length = 0;
+            let mut buffer = [0; 100];
+            loop {
+                match archive.read(&mut buffer)? {
+                    0 => break,
+                    got => length += got as u64,
+                }
+            }
+            found.push((String::from_utf8_lossy(&entry.path).into_owned(), length));
+        }
+        archive.drain()?;
+        Ok(found)
+    }
+
+    #[test]
+    fn an_archive_without_its_last_padding_is_whole_and_one_without_contents_is_not() {
+        let whole = [entry("a", b"one"), entry("b", &[7; 1000]), vec![0; 1024]].concat();
+        let expected = vec![("a".to_string(), 3), ("b".to_string(), 1000)];
+        assert_eq!(read(&whole).unwrap(), expected);
+        // From the end of b's contents on, every cut leaves both files whole; a cut in the end mark is a damaged one.
+        let contents_end = 512 + 512 + 512 + 1000;
+        for cut in [contents_end, contents_end + 10, contents_end + 24, contents_end + 24 + 512] {
+            assert_eq!(read(&whole[..cut]).unwrap(), expected, "{cut}");
+        }
+        for cut in [1, 511, 513, 1024 + 1, contents_end - 1, contents_end + 24 + 100] {
+            assert!(read(&whole[..cut]).is_err(), "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_archive_never_panics() {
+        let whole = [entry("dir/file", &[1; 700]), entry("other", b""), vec![0; 1024]].concat();
+        let mut state = 1_u64;
+        for _ in 0..20_000 {
+            let mut bytes = whole.clone();
+            for _ in 0..3 {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let at = (state >> 33) as usize % bytes.len();
+                bytes[at] = (state >> 20) as u8;
+            }
+            let _ = read(&bytes);
+        }
+    }
 }

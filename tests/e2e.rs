@@ -133,7 +133,7 @@ fn bad_names_and_images_are_refused_and_leave_nothing() {
     host.fails(&["start", "../up"], "contains '.'", "");
     host.fails(&["start", "web", "--image", "localhost:5000/puter/absent"], "there is no image", "");
     host.fails(&["start", "web", "--image", "localhost:5000/UPPER"], "localhost:5000/UPPER", "");
-    host.fails(&["start", "web", "--disk", "1M"], "1M", "");
+    host.fails(&["start", "web", "--disk", "1M"], "a disk of 1M is too small", "or leave it out");
     host.fails(&["start", "web", "web"], "named twice", "");
     assert_eq!(host.files(), clean);
     assert_eq!(host.leftovers(), Vec::<String>::new());

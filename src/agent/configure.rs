@@ -33,7 +33,7 @@ pub fn configure(guest: &Guest, wanted: &Configure) -> Result<Configured> {
     }
     ssh::authorize(guest, &wanted.user, &wanted.ssh_keys)?;
     let host_keys = ssh::host_keys(guest, new, &mut warnings)?;
-    warn(&mut warnings, network::set_mac(guest, mac));
+    network::set_mac(guest, mac)?;
     let network = network::apply(guest, mac, &wanted.netplan, &mut warnings)?;
     let root_size = system::grow_root(guest).unwrap_or_else(|error| {
         warnings.push(format!("the root file system does not fill its disk: {error:#}"));

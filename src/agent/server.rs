@@ -143,7 +143,7 @@ struct Envelope {
 }
 
 fn answer(line: &[u8], guest: &Guest) -> (Response, Option<After>) {
-    let value: Value = match serde_json::from_slice(line) {
+    let mut value: Value = match serde_json::from_slice(line) {
         Ok(value) => value,
         Err(error) => return (refusal(0, BAD_REQUEST, format!("the line is not JSON: {error}")), None),
     };
@@ -159,6 +159,10 @@ fn answer(line: &[u8], guest: &Guest) -> (Response, Option<After>) {
     if !METHODS.contains(&envelope.method.as_str()) {
         let name: String = envelope.method.chars().take(64).collect();
         return (refusal(id, UNKNOWN_METHOD, format!("this agent does not know the method '{name}'")), None);
+    }
+    // A method that takes nothing may be asked without `params`.
+    if let Some(request) = value.as_object_mut() {
+        request.entry("params").or_insert_with(|| Value::Object(Default::default()));
     }
     match Call::deserialize(&value) {
         Ok(Call::Ping {}) => (reply(id, ping(guest)), None),

@@ -109,9 +109,10 @@ fn account(passwd: &str, user: &str) -> Option<(u32, u32, String)> {
 fn merge(former: &str, keys: &[String]) -> String {
     let mut lines = Vec::new();
     let mut ours = false;
-    for line in former.lines() {
+    for (index, line) in former.lines().enumerate() {
         match line {
-            BEGIN => ours = true,
+            // A part without its end is somebody's edit: nothing after it is ours to remove.
+            BEGIN => ours = former.lines().skip(index).any(|line| line == END),
             END => ours = false,
             line if !ours => lines.push(line),
             _ => {}
@@ -185,6 +186,7 @@ mod tests {
         let second = merge(&first, &["ssh-ed25519 TWO puter".into()]);
         assert_eq!(second, first.replace("ONE", "TWO"));
         assert_eq!(merge(&second, &["ssh-ed25519 TWO puter".into()]), second);
+        assert!(merge("# puter: begin\nssh-rsa BBB you\n", &[]).contains("ssh-rsa BBB you\n"));
     }
 
     #[test]

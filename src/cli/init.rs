@@ -55,7 +55,7 @@ impl Init {
                 }));
             }
             output::print(&format!(
-                "ready: {} ({}, {:.1} s)\nnext: puter daemon start, then puter start NAME",
+                "ready: {} ({}, {:.1} s)\nnext: puter start NAME",
                 image.reference,
                 show_size(image.disk_size),
                 began.elapsed().as_secs_f64()

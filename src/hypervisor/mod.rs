@@ -50,6 +50,11 @@ pub fn launch(kind: &Kind, machine: &Machine, log: &Path) -> Result<Process> {
     let arguments = machine.to_arguments()?;
     let lock = PathBuf::from(format!("{}.lock", machine.api_socket.display()));
     let vsock = machine.vsock.as_ref().map(|vsock| vsock.socket.as_path());
+    ensure!(
+        std::os::unix::net::UnixStream::connect(&machine.api_socket).is_err(),
+        "a hypervisor already listens on {}",
+        machine.api_socket.display()
+    );
     for stale in [Some(machine.api_socket.as_path()), Some(lock.as_path()), vsock].into_iter().flatten() {
         match std::fs::remove_file(stale) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

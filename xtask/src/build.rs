@@ -114,6 +114,21 @@ pub fn guest_image(built: &Built) -> Result<PathBuf> {
     Ok(out)
 }
 
+/// The guest's kernel, out of its base layer.
+///
+/// # Errors
+/// When there is none.
+pub fn guest_kernel() -> Result<PathBuf> {
+    let dir = top().join("target/guest");
+    let kernel = dir.join("vmlinuz");
+    let mut tar = Command::new("tar");
+    tar.args(["--extract", "--to-stdout", "--wildcards", "--file"]).arg(dir.join("base.tar")).arg("./boot/vmlinuz-*");
+    let output = tar.output().context("cannot run tar")?;
+    ensure!(!output.stdout.is_empty(), "the guest's base layer holds no kernel");
+    fs::write(&kernel, output.stdout).with_context(|| format!("cannot write {}", kernel.display()))?;
+    Ok(kernel)
+}
+
 /// Makes `what` unless its stamp says that it was made of the same.
 fn made_once(what: &Path, fingerprint: &str, make: impl FnOnce() -> Result<()>) -> Result<()> {
     let stamp = what.with_extension("stamp");

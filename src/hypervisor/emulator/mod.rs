@@ -100,6 +100,7 @@ fn run(machine: &Machine) -> Result<()> {
     let listener = UnixListener::bind(&machine.api_socket)
         .with_context(|| format!("cannot listen on {}", machine.api_socket.display()))?;
     let mut files = Files(vec![machine.api_socket.clone()]);
+    events.write("vmm", "starting");
     events.write("vm", "booting");
 
     let device_socket = machine.api_socket.with_extension("vhost");
@@ -112,12 +113,13 @@ fn run(machine: &Machine) -> Result<()> {
     };
     let (mut qemu, qmp) = start_qemu(&tools, machine, &device_socket, &events)?;
     events.write("vm", "booted");
-    server::serve(listener, qmp.clone(), machine);
+    server::serve(listener, qmp.clone(), events.clone(), machine);
     end_on_signal(signals, qmp);
 
     let status = qemu.wait().context("cannot wait for QEMU")?;
-    events.write("vm", "shutdown");
-    events.write("vmm", "shutdown");
+    for (source, event) in [("vm", "shutdown"), ("vm", "deleted"), ("vmm", "shutdown")] {
+        events.write(source, event);
+    }
     drop(vsock);
     drop(files);
     match status.success() {

@@ -13,6 +13,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 use smol_hyper::rt::{FuturesIo, SmolTimer};
 
+use super::events::Events;
 use super::qmp::Qmp;
 use crate::hypervisor::arguments::Machine;
 
@@ -21,13 +22,14 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 struct Api {
     qmp: Arc<Qmp>,
+    events: Arc<Events>,
     cpus: u32,
     memory: u64,
 }
 
 /// Serves the API in the background for as long as the process lives.
-pub fn serve(listener: UnixListener, qmp: Arc<Qmp>, machine: &Machine) {
-    let api = Arc::new(Api { qmp, cpus: machine.cpus, memory: machine.memory });
+pub fn serve(listener: UnixListener, qmp: Arc<Qmp>, events: Arc<Events>, machine: &Machine) {
+    let api = Arc::new(Api { qmp, events, cpus: machine.cpus, memory: machine.memory });
     std::thread::spawn(move || {
         let executor = smol::LocalExecutor::new();
         smol::block_on(executor.run(async {
@@ -91,6 +93,11 @@ impl Api {
             "vm.resume" => "cont",
             _ => "quit",
         };
+        match command {
+            "stop" => self.events.write("vm", "pausing"),
+            "cont" => self.events.write("vm", "resuming"),
+            _ => {}
+        }
         match self.qmp.execute(command) {
             Ok(_) => (StatusCode::NO_CONTENT, Value::Null),
             Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, json!([format!("{error:#}")])),

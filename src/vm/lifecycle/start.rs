@@ -179,9 +179,12 @@ fn create(context: &Context, name: &str, options: &StartOptions, daemon: &daemon
     // Until the state names the image, nothing else says that it is needed.
     let _hold = store.hold()?;
     let image = image(context, options, &store)?;
-    let disk =
-        options.disk.unwrap_or(context.settings.disk).max(if options.disk.is_some() { 0 } else { image.disk_size });
-    let disk = disk.next_multiple_of(4096);
+    let disk = options.disk.unwrap_or_else(|| context.settings.disk.max(image.disk_size)).next_multiple_of(4096);
+    if disk < image.disk_size {
+        let (wanted, least) = (show_size(disk), show_size(image.disk_size));
+        return Err(anyhow!("a disk of {wanted} is too small for {}, which has {least}", image.reference))
+            .hint(format!("give --disk {least} or more, or leave it out"));
+    }
     let overlay = context.home.overlay(name);
     let free = free_space(&context.home.overlays())?;
     if free < LEAST_FREE {

@@ -3,5 +3,7 @@
 mod registry {
     pub mod hostile;
     pub mod image;
+    pub mod odds;
+    pub mod real;
     pub mod server;
 }

@@ -172,7 +172,7 @@ fn a_registry_that_lies_is_found_out_and_leaves_nothing() {
 fn a_registry_that_hangs_is_given_up() {
     let host = Host::new();
     // Accepts connections and never says a word.
-    let _silent =
+    let mut silent =
         host.world.command("busybox").args(["nc", "-ll", "-p", "5001", "-e", "sleep", "600"]).spawn().unwrap();
     host.ok(&["daemon", "start"]);
     let clean = host.files();
@@ -187,6 +187,8 @@ fn a_registry_that_hangs_is_given_up() {
     assert!(text(&output.stderr).contains("localhost:5001"), "{}", text(&output.stderr));
     assert!(began.elapsed() < Duration::from_secs(60), "it took {:?}", began.elapsed());
     assert_eq!(host.files(), clean);
+    drop(host);
+    silent.wait().unwrap();
 }
 
 #[test]

@@ -60,7 +60,8 @@ fn engine() -> Engine {
 #[test]
 fn each_state_of_a_client_gets_the_answer_of_the_rfc() {
     use code::{REQUESTED_IP as IP, SERVER_ID as ID};
-    let cases: &[(&str, u8, [u8; 4], &[(u8, &[u8])], Option<u8>)] = &[
+    type Case<'a> = (&'a str, u8, [u8; 4], &'a [(u8, &'a [u8])], Option<u8>);
+    let cases: &[Case] = &[
         ("discover", kind::DISCOVER, NONE, &[], Some(kind::OFFER)),
         ("discover, other wish", kind::DISCOVER, NONE, &[(IP, &OTHER)], Some(kind::OFFER)),
         ("selecting", kind::REQUEST, NONE, &[(IP, &OWN), (ID, &SERVER)], Some(kind::ACK)),

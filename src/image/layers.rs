@@ -75,7 +75,7 @@ impl Converter {
     pub fn apply(&mut self, tar: impl Read) -> Result<()> {
         self.layer = self.layer.checked_add(1).context("an image of more than 65535 layers")?;
         let mut archive = Archive::new(tar);
-        while let Some(entry) = archive.next()? {
+        while let Some(entry) = archive.next_entry()? {
             self.entries += 1;
             let most = self.options.limits.entries;
             ensure!(self.entries <= most, "the image has more than {most} entries");

@@ -89,7 +89,7 @@ impl<R: Read> Archive<R> {
     ///
     /// # Errors
     /// When the stream ends inside an entry, a header is damaged, or it uses something unknown.
-    pub fn next(&mut self) -> Result<Option<Entry>> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry>> {
         let mut pax: Option<Pax> = None;
         let mut long_name: Option<Vec<u8>> = None;
         let mut long_link: Option<Vec<u8>> = None;
@@ -364,7 +364,7 @@ mod tests {
     fn read(bytes: &[u8]) -> Result<Vec<(String, u64)>> {
         let mut archive = Archive::new(bytes);
         let mut found = Vec::new();
-        while let Some(entry) = archive.next()? {
+        while let Some(entry) = archive.next_entry()? {
             let mut length = 0;
             let mut buffer = [0; 100];
             loop {

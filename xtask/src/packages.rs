@@ -29,6 +29,7 @@ pub const TEST: &[&str] = &[
     "nftables",
     "curl",
     "iputils-ping",
+    "openssl",
     "apache2-utils",
     "attr",
     "cpio",

@@ -254,7 +254,16 @@ mod tests {
                 .collect();
             let (root, blocks) = write_tree(&mut disk, &extents, 7).unwrap();
             let (mut back, mut tree) = (Vec::new(), 0);
-            walk(&disk, &root, &mut |extent| Ok(back.push(extent)), &mut |_| tree += 1).unwrap();
+            walk(
+                &disk,
+                &root,
+                &mut |extent| {
+                    back.push(extent);
+                    Ok(())
+                },
+                &mut |_| tree += 1,
+            )
+            .unwrap();
             assert_eq!(back, extents);
             assert_eq!(tree, blocks);
         }
@@ -271,7 +280,16 @@ mod tests {
         contents.write(&mut disk, b"end").unwrap();
         let (root, blocks) = contents.finish(&mut disk, 0).unwrap();
         let mut places = Vec::new();
-        walk(&disk, &root, &mut |extent| Ok(places.push((extent.logical, extent.length))), &mut |_| ()).unwrap();
+        walk(
+            &disk,
+            &root,
+            &mut |extent| {
+                places.push((extent.logical, extent.length));
+                Ok(())
+            },
+            &mut |_| (),
+        )
+        .unwrap();
         assert_eq!(places, [(0, 6), (100, 1)]);
         assert_eq!(blocks, 7);
     }

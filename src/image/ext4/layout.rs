@@ -102,7 +102,6 @@ fn write_directories(writer: &mut Writer) -> Result<u64> {
             packer.push(inode, kind, &name)?;
         }
         packer.flush()?;
-        drop(packer);
         let (root, blocks) = layout.finish(&mut writer.disk, own)?;
         let node = writer.names.node_mut(number)?;
         (node.root, node.blocks, node.size, node.links) = (root, blocks, length * BLOCK, links);

@@ -1,6 +1,7 @@
 //! What the commands do to a VM: start, stop and delete, each under the VM's own lock.
 
 mod delete;
+mod meet;
 mod start;
 mod stop;
 

@@ -2,34 +2,27 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use base64::Engine;
 
+use super::meet::{meet_agent, random, with_log};
 use super::{Context, unix_now};
 use crate::disk::qcow2;
 use crate::hypervisor::{self, Disk, DiskFormat, Kind, Machine, Net, Vsock};
 use crate::image::{Image, PullOptions, Reference, Store};
 use crate::protocol::address::{FIRST_CID, Mac, tap_name};
-use crate::protocol::agent::{Configure, Configured, Identity};
 use crate::protocol::daemon::TapRequest;
-use crate::vm::agent::Agent;
 use crate::vm::daemon::{self, Refused};
 use crate::vm::home::free_space;
 use crate::vm::settings::show_size;
 use crate::vm::state::{ImageId, ProcessId, SCHEMA, Status, Vm, existing, with_new_id};
-use crate::vm::{Hint, Hinted, cancel, files, key};
+use crate::vm::{Hint, cancel, files};
 
 /// A disk can grow only as long as its host has room; less than this and the VM does not start.
 const LEAST_FREE: u64 = 64 << 20;
 /// How long the hypervisor may take to answer on its API socket.
 const API_TIMEOUT: Duration = Duration::from_secs(30);
-/// Pause between two attempts to reach an agent that is still booting.
-const AGENT_RETRY: Duration = Duration::from_millis(100);
-/// `configure` runs `netplan apply` and makes host keys; under emulation that takes a while.
-const CONFIGURE_TIMEOUT: Duration = Duration::from_secs(180);
-
 /// What the user asked for; what is absent comes from the settings.
 #[derive(Clone, Debug, Default)]
 pub struct StartOptions {
@@ -316,88 +309,6 @@ fn check_disk(vm: &Vm) -> Result<()> {
     }
 }
 
-fn meet_agent(context: &Context, vm: &mut Vm) -> Result<()> {
-    let home = context.home;
-    let name = vm.name.clone();
-    let mut agent = context.step(&name, "boot", || wait_for_agent(context, vm))?;
-    let configured = context.step(&name, "configure", || {
-        agent
-            .configure(configuration(context, vm)?, CONFIGURE_TIMEOUT)
-            .with_context(|| format!("cannot configure '{name}'"))
-    })?;
-    for warning in &configured.warnings {
-        context.observer.note(&name, &crate::vm::agent::printable(warning));
-    }
-    accept(context, vm, &configured)?;
-    vm.status = Status::Running;
-    vm.save(home)
-}
-
-fn accept(context: &Context, vm: &Vm, configured: &Configured) -> Result<()> {
-    ensure!(
-        configured.hostname == vm.name,
-        "the guest calls itself '{}' instead of '{}'",
-        crate::vm::agent::printable(&configured.hostname),
-        vm.name
-    );
-    key::remember_host(context.home, &vm.name, &configured.host_keys)
-}
-
-fn wait_for_agent(context: &Context, vm: &Vm) -> Result<Agent> {
-    let home = context.home;
-    let limit = context.settings.start_timeout;
-    let end = Instant::now() + limit;
-    let socket = home.vsock(&vm.name);
-    let explain = |error: anyhow::Error| with_log(error, &home.console_log(&vm.name), "the guest's last lines");
-    loop {
-        cancel::check()?;
-        if !vm.is_alive() {
-            let error = anyhow!("'{}' ended while it booted", vm.name);
-            let error = with_log(error, &home.hypervisor_log(&vm.name), "the hypervisor's last lines");
-            return Err(explain(error));
-        }
-        // A guest whose driver is not up yet can leave the connection hanging: short limits, many attempts.
-        let attempt = Agent::connect(&socket, Duration::from_secs(2))
-            .and_then(|mut agent| agent.ping(Duration::from_secs(5)).map(|_| agent));
-        match attempt {
-            Ok(agent) => return Ok(agent),
-            Err(error) if Instant::now() >= end => {
-                let error =
-                    error.context(format!("the agent of '{}' did not answer within {} s", vm.name, limit.as_secs()));
-                return Err(explain(error)).hint("a slow host needs more time: set PUTER_START_TIMEOUT (seconds)");
-            }
-            Err(_) => std::thread::sleep(AGENT_RETRY),
-        }
-    }
-}
-
-fn configuration(context: &Context, vm: &Vm) -> Result<Configure> {
-    let mut seed = [0; 64];
-    random(&mut seed)?;
-    let time = SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|d| u64::try_from(d.as_nanos()).ok());
-    Ok(Configure {
-        hostname: vm.name.clone(),
-        mac: vm.mac.to_string(),
-        netplan: netplan(vm.mac),
-        ssh_keys: vec![key::public(context.home)?],
-        user: String::new(),
-        time,
-        identity: Some(Identity {
-            instance: vm.instance.clone(),
-            machine_id: vm.machine_id.clone(),
-            seed: base64::engine::general_purpose::STANDARD.encode(seed),
-        }),
-    })
-}
-
-/// The guest's network: the link with our MAC, by DHCP; the MAC as the client's identity, so that a clone with an old
-/// DUID gets its own address.
-fn netplan(mac: Mac) -> String {
-    format!(
-        "network:\n  version: 2\n  renderer: networkd\n  ethernets:\n    puter:\n      match:\n        macaddress: \"{mac}\"\n      dhcp4: true\n      dhcp-identifier: mac\n"
-    )
-}
-
 /// Starts this program again, out of the terminal's reach, to end the start.
 fn finish_in_background(name: &str, home: &Path) -> Result<()> {
     use std::os::unix::process::CommandExt;
@@ -408,19 +319,6 @@ fn finish_in_background(name: &str, home: &Path) -> Result<()> {
     command.process_group(0);
     command.spawn().context("cannot start the process that waits for the agent")?;
     Ok(())
-}
-
-fn with_log(error: anyhow::Error, log: &Path, title: &str) -> anyhow::Error {
-    let tail = files::tail(log, 8);
-    if tail.is_empty() {
-        return error;
-    }
-    let indented: String = tail.lines().map(|line| format!("\n  {line}")).collect();
-    let told = anyhow!("{error:#}\n{title} ({}):{indented}", log.display());
-    match error.downcast_ref::<Hinted>() {
-        Some(hinted) => Err::<(), _>(told).hint(hinted.hint()).expect_err("it is an error"),
-        None => told,
-    }
 }
 
 /// Puts back what a failed start made. Nothing here may hide the first error.
@@ -445,15 +343,6 @@ fn undo(context: &Context, mut vm: Vm, daemon: &daemon::Client, created: bool) {
         vm.process = None;
         let _ = vm.save(home);
     }
-}
-
-fn random(bytes: &mut [u8]) -> Result<()> {
-    let mut filled = 0;
-    while filled < bytes.len() {
-        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())
-            .context("cannot get random bytes")?;
-    }
-    Ok(())
 }
 
 /// 32 hexadecimal digits.

@@ -46,7 +46,6 @@ impl Progress {
 
     /// Takes what is still drawn off the screen.
     pub fn finish(&self) {
-        self.end_stage(&mut self.pulling());
         for bar in self.steps().values() {
             bar.finish_and_clear();
         }
@@ -118,6 +117,10 @@ impl Observer for Progress {
     fn pull(&self) -> &dyn image::Progress {
         self
     }
+
+    fn pulled(&self) {
+        self.end_stage(&mut self.pulling());
+    }
 }
 
 /// Says nothing: for the process that `start --no-wait` leaves behind.
@@ -130,6 +133,7 @@ impl Observer for Silent {
     fn pull(&self) -> &dyn image::Progress {
         self
     }
+    fn pulled(&self) {}
 }
 
 const BYTES: &str = "{msg} [{bar:24}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left";

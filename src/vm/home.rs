@@ -25,7 +25,7 @@ impl Home {
     pub fn from_env() -> Result<Home> {
         let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let root = var("PUTER_HOME")
-            .or_else(|| var("XDG_DATA_HOME").map(|d| d.join("puter")))
+            .or_else(|| var("XDG_DATA_HOME").filter(|d| d.is_absolute()).map(|d| d.join("puter")))
             .or_else(|| var("HOME").map(|d| d.join(".local/share/puter")))
             .context("cannot tell where to keep data: neither PUTER_HOME, XDG_DATA_HOME nor HOME is set")
             .hint("set PUTER_HOME to a directory of your own")?;

@@ -10,7 +10,7 @@ use super::files::write_atomic;
 use super::home::Home;
 use super::lifecycle::Context;
 use super::{Hint, key};
-use crate::image::{Image, Reference, Store};
+use crate::image::{Image, Store};
 
 /// The largest kernel or initrd that is installed, in bytes.
 const MAX_BOOT_FILE: u64 = 1 << 30;
@@ -39,17 +39,15 @@ pub fn init(
 ) -> Result<Image> {
     context.home.prepare()?;
     key::public(context.home)?;
-    let reference: Reference = image.parse().map_err(|why| anyhow!("{why}"))?;
     let store = Store::open(&context.home.images())?;
-    let mut options = super::lifecycle::pull_options(context);
-    options.refresh = refresh;
-    let image = store.pull(&reference, &options, context.observer.pull())?;
-    image.check_bootable()?;
+    // Until the defaults name the image, nothing else says that it is needed.
+    let _hold = store.hold()?;
+    let image = context.pull(&store, image, refresh)?;
     let (kernel, initrd): (PathBuf, Option<PathBuf>) = match (kernel, &image.kernel) {
         (Some(kernel), _) => (kernel.into(), initrd.map(Into::into)),
         (None, Some(kernel)) => (kernel.clone(), initrd.map(Into::into).or_else(|| image.initrd.clone())),
         (None, None) => {
-            return Err(anyhow!("the image {reference} has no kernel in its /boot"))
+            return Err(anyhow!("the image {} has no kernel in its /boot", image.reference))
                 .hint("give one with --kernel FILE and --initrd FILE");
         }
     };
@@ -58,7 +56,10 @@ pub fn init(
         Some(initrd) => install(&initrd, &context.home.initrd())?,
         None => super::files::remove(&context.home.initrd())?,
     }
-    write_atomic(&context.home.defaults(), &serde_json::to_vec_pretty(&Defaults { image: reference.to_string() })?)?;
+    write_atomic(
+        &context.home.defaults(),
+        &serde_json::to_vec_pretty(&Defaults { image: image.reference.to_string() })?,
+    )?;
     Ok(image)
 }
 

@@ -10,14 +10,13 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 pub use delete::delete;
-pub(crate) use start::pull_options;
 pub use start::{StartOptions, Started, finish, start};
 pub use stop::{Stopped, stop};
 
 use super::home::Home;
 use super::settings::Settings;
 use super::{Hint, files};
-use crate::image;
+use crate::image::{self, PullOptions};
 
 /// What every command works with.
 pub struct Context<'a> {
@@ -36,9 +35,30 @@ pub trait Observer: Sync {
     fn note(&self, vm: &str, text: &str);
     /// Shows the progress of a pull.
     fn pull(&self) -> &dyn image::Progress;
+    /// The pull is over, for good or ill.
+    fn pulled(&self);
 }
 
 impl Context<'_> {
+    /// Has the image, pulled where it is not here, and checks that it can be a machine.
+    pub(crate) fn pull(&self, store: &image::Store, text: &str, refresh: bool) -> Result<image::Image> {
+        let reference: image::Reference = text.parse().map_err(|why| anyhow::anyhow!("{why}"))?;
+        let timeout = self.settings.registry_timeout;
+        let defaults = PullOptions::default();
+        let options = PullOptions {
+            insecure: self.settings.insecure_registries.clone(),
+            refresh,
+            connect_timeout: timeout.min(defaults.connect_timeout),
+            idle_timeout: timeout,
+            ..defaults
+        };
+        let pulled = store.pull(&reference, &options, self.observer.pull());
+        self.observer.pulled();
+        let image = pulled?;
+        image.check_bootable()?;
+        Ok(image)
+    }
+
     fn step<T>(&self, vm: &str, step: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         super::cancel::check()?;
         let began = Instant::now();

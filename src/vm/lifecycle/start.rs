@@ -10,7 +10,7 @@ use super::meet::{meet_agent, random, with_log};
 use super::{Context, unix_now};
 use crate::disk::qcow2;
 use crate::hypervisor::{self, Disk, DiskFormat, Kind, Machine, Net, Vsock};
-use crate::image::{Image, PullOptions, Reference, Store};
+use crate::image::{Image, Store};
 use crate::protocol::address::{FIRST_CID, Mac, tap_name};
 use crate::protocol::daemon::TapRequest;
 use crate::vm::daemon::{self, Refused};
@@ -150,21 +150,7 @@ fn image(context: &Context, options: &StartOptions, store: &Store) -> Result<Ima
         .or_else(|| context.settings.image.clone())
         .context("no image is named, and `puter init` chose none")
         .hint("run `puter init --image IMAGE`, or give --image IMAGE")?;
-    let reference: Reference = text.parse().map_err(|why| anyhow!("{why}"))?;
-    let image = store.pull(&reference, &pull_options(context), context.observer.pull())?;
-    image.check_bootable()?;
-    Ok(image)
-}
-
-/// How images are pulled under these settings.
-pub(crate) fn pull_options(context: &Context) -> PullOptions {
-    let timeout = context.settings.registry_timeout;
-    PullOptions {
-        insecure: context.settings.insecure_registries.clone(),
-        connect_timeout: timeout.min(PullOptions::default().connect_timeout),
-        idle_timeout: timeout,
-        ..PullOptions::default()
-    }
+    context.pull(store, &text, false)
 }
 
 fn create(context: &Context, name: &str, options: &StartOptions, daemon: &daemon::Client) -> Result<Vm> {

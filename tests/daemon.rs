@@ -1,5 +1,7 @@
 //! puterd on real interfaces, in network namespaces that each test makes for itself.
 
+#[path = "daemon/dhcp.rs"]
+mod dhcp;
 #[path = "daemon/lab.rs"]
 mod lab;
 #[path = "daemon/traffic.rs"]
@@ -449,9 +451,10 @@ fn systemd_gives_the_socket_and_hears_that_puterd_is_ready() {
     let listener = UnixDatagram::bind(&notify).unwrap();
     listener.set_read_timeout(Some(LIMIT)).unwrap();
     fs::set_permissions(&notify, fs::Permissions::from_mode(0o666)).unwrap();
+    // Not sh: dash knows no descriptors above 9.
     let script = format!(r#"exec 3<&{}; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$0" puterd"#, socket.as_raw_fd());
     let mut command = lab.as_user(UID, &CAPABILITIES);
-    command.args(["sh", "-c", &script]).arg(lab.dir.path().join("puter-multi")).env("NOTIFY_SOCKET", &notify);
+    command.args(["bash", "-c", &script]).arg(lab.dir.path().join("puter-multi")).env("NOTIFY_SOCKET", &notify);
     let daemon = Daemon::start(&mut command);
     drop(socket);
     let hear = || {

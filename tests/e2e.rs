@@ -79,7 +79,11 @@ fn a_machine_is_made_used_stopped_started_again_and_deleted() {
     host.fails(&["ssh", "web", "true"], "'web' is stopped", "puter start web");
     assert!(host.ok(&["stop", "web"]).contains("was stopped already"));
 
-    host.ok(&["start", "web"]);
+    // This time the command returns at once, and a process in the background meets the agent.
+    assert!(host.ok(&["start", "web", "--no-wait"]).contains("web boots at 10.0.0.11"));
+    assert_eq!(host.json(&["list", "--json"])[0]["status"], "starting");
+    host.fails(&["ssh", "web", "true"], "'web' is still starting", "puter info web");
+    host.until(Duration::from_secs(300), || host.json(&["list", "--json"])[0]["status"] == "running");
     assert_eq!(host.ssh("web", "cat /root/file"), "kept");
     assert_eq!(host.ssh("web", "cat /etc/machine-id"), machine_id);
     assert_eq!(host.taps(), ["pt-web"]);
@@ -205,4 +209,47 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
         let left: Vec<String> = host.files().into_iter().filter(|file| !file.starts_with("./images/blobs/")).collect();
         assert_eq!(left, clean, "whole, verified layers may stay; nothing else");
     }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_executable_is_one_small_static_file_under_three_names() {
+    let dir = host::variable("PUTER_TEST_BIN");
+    let file = dir.join("puter-multi");
+    let said = xtask::shell::output(std::process::Command::new("file").arg(&file)).unwrap();
+    assert!(said.contains("static") && said.contains("stripped"), "{said}");
+    assert!(!said.contains("interpreter"), "{said}");
+    let size = file.metadata().unwrap().len();
+    assert!(size < 8 << 20, "{size} bytes");
+    for name in ["puter", "puterd", "puter-agent"] {
+        assert_eq!(std::fs::read_link(dir.join(name)).unwrap().to_str(), Some("puter-multi"));
+    }
+}
+
+/// A static glibc may want its shared parts for looking up names: in a root without any it must do without.
+#[test]
+#[ignore = "needs root"]
+fn names_are_looked_up_in_a_root_that_holds_nothing_but_the_executable() {
+    let host = Host::new();
+    let root = host.world.dir().join("empty");
+    std::fs::create_dir_all(root.join("etc")).unwrap();
+    std::fs::copy(host::variable("PUTER_TEST_BIN").join("puter-multi"), root.join("puter")).unwrap();
+    std::fs::write(root.join("etc/hosts"), "203.0.113.1 registry.example\n").unwrap();
+    let init = || {
+        let mut command = host.world.root("env");
+        command.args(["-i", "PUTER_HOME=/h", "PUTER_INSECURE_REGISTRIES=registry.example:80", "/usr/sbin/chroot"]);
+        let output = command.arg(&root).args(["/puter", "init", "--image", "registry.example:80/some/image"]).output();
+        let output = output.unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        text(&output.stderr)
+    };
+    // The key comes first and there is no ssh-keygen; with one in place the registry is asked by its name.
+    let said = init();
+    assert!(said.contains("ssh-keygen"), "{said}");
+    std::fs::create_dir_all(root.join("h/ssh")).unwrap();
+    for file in ["id_ed25519", "id_ed25519.pub"] {
+        std::fs::write(root.join("h/ssh").join(file), "made elsewhere").unwrap();
+    }
+    let said = init();
+    assert!(said.contains("404"), "the web server of the world's internet was asked: {said}");
 }

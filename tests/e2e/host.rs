@@ -142,7 +142,7 @@ impl Host {
     }
 }
 
-fn variable(name: &str) -> PathBuf {
+pub fn variable(name: &str) -> PathBuf {
     std::env::var_os(name).map(PathBuf::from).unwrap_or_else(|| panic!("{name} is not set: run `cargo xtask test`"))
 }
 

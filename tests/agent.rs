@@ -25,8 +25,9 @@ impl Guest {
         fs::write(dir.path().join("etc/passwd"), format!("root:x:{uid}:{gid}::/root:/bin/sh\n")).unwrap();
         fs::write(dir.path().join("usr/sbin/netplan"), "").unwrap();
         fs::write(dir.path().join("etc/ssh/ssh_host_rsa_key"), "of the image").unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_puter-multi"))
-            .args(["puter-agent", "--listen"])
+        // Under systemd no signal is ignored; whatever runs the tests may have it otherwise.
+        let child = Command::new("env")
+            .args(["--default-signal=INT", env!("CARGO_BIN_EXE_puter-multi"), "puter-agent", "--listen"])
             .arg(format!("unix:{}/s", dir.path().display()))
             .arg("--root")
             .arg(dir.path())
@@ -151,4 +152,138 @@ fn more_clients_than_there_are_places_are_turned_away_and_the_others_served() {
         }
         assert!(Instant::now() < end, "the places were not given back");
     }
+}
+
+/// What a program printed on each stream, and its exit code.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Printed {
+    stdout: String,
+    stderr: String,
+    code: Option<i64>,
+}
+
+impl Guest {
+    /// Starts a program and gives the connection, which is the program's from then on.
+    fn exec(&self, params: Value) -> BufReader<UnixStream> {
+        let mut stream = self.connect();
+        let line = json!({"id": 1, "version": 1, "method": "exec", "params": params});
+        stream.write_all(format!("{line}\n").as_bytes()).unwrap();
+        let mut reader = BufReader::new(stream);
+        let mut answer = String::new();
+        reader.read_line(&mut answer).unwrap();
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        assert!(answer["error"].is_null(), "{answer}");
+        reader
+    }
+}
+
+fn send(stream: &BufReader<UnixStream>, line: Value) {
+    stream.get_ref().write_all(format!("{line}\n").as_bytes()).unwrap();
+}
+
+fn decode(text: &Value) -> String {
+    use base64::Engine;
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text.as_str().unwrap()).unwrap();
+    String::from_utf8(bytes).unwrap()
+}
+
+/// Reads until the program ends or has printed `until`.
+fn printed(stream: &mut BufReader<UnixStream>, until: &str) -> Printed {
+    let mut printed = Printed::default();
+    let mut line = String::new();
+    while stream.read_line(&mut line).unwrap() > 0 {
+        let output: Value = serde_json::from_str(&line).unwrap();
+        line.clear();
+        if output["exit"].is_i64() {
+            printed.code = output["exit"].as_i64();
+            break;
+        }
+        match output["stdout"].is_string() {
+            true => printed.stdout += &decode(&output["stdout"]),
+            false => printed.stderr += &decode(&output["stderr"]),
+        }
+        if !until.is_empty() && printed.stdout.contains(until) {
+            break;
+        }
+    }
+    printed
+}
+
+#[test]
+fn a_program_has_its_input_both_outputs_its_environment_and_its_exit_code() {
+    let guest = Guest::new();
+    let script = "cat; echo \"$GREETING\" >&2; exit 3";
+    let mut stream = guest.exec(json!({"command": ["sh", "-c", script], "environment": [["GREETING", "well met"]]}));
+    send(&stream, json!({"stdin": "b25lIA=="}));
+    send(&stream, json!({"stdin": "dHdv"}));
+    send(&stream, json!("stdin_end"));
+    let expected = Printed { stdout: "one two".into(), stderr: "well met\n".into(), code: Some(3) };
+    assert_eq!(printed(&mut stream, ""), expected);
+    // A signal shows as shells show it.
+    let mut stream = guest.exec(json!({"command": ["sh", "-c", "kill -9 $$"]}));
+    assert_eq!(printed(&mut stream, "").code, Some(137));
+}
+
+#[test]
+fn a_program_on_a_terminal_learns_its_size_and_hears_its_keys() {
+    let guest = Guest::new();
+    let script = "tty -s && stty size; trap 'stty size; exit 0' WINCH; echo ready; while :; do sleep 0.05; done";
+    let params = json!({"command": ["sh", "-c", script], "terminal": {"rows": 30, "columns": 100}});
+    let mut stream = guest.exec(params);
+    let first = printed(&mut stream, "ready").stdout;
+    assert!(first.contains("30 100"), "{first}");
+    send(&stream, json!({"resize": {"rows": 40, "columns": 120}}));
+    let second = printed(&mut stream, "");
+    assert!(second.stdout.contains("40 120"), "{second:?}");
+    assert_eq!(second.code, Some(0));
+    // Ctrl-C is a key like any other, and the terminal makes a signal of it.
+    let params = json!({"command": ["sh", "-c", "echo ready; sleep 60"], "terminal": {"rows": 2, "columns": 20}});
+    let mut stream = guest.exec(params);
+    printed(&mut stream, "ready");
+    send(&stream, json!({"stdin": "Aw=="}));
+    assert_eq!(printed(&mut stream, "").code, Some(130));
+}
+
+#[test]
+fn a_program_whose_host_goes_away_is_hung_up_on() {
+    let guest = Guest::new();
+    let file = guest.dir.path().join("ended");
+    let script = format!("trap 'echo hup >{}; exit' HUP; echo ready; while :; do sleep 0.05; done", file.display());
+    let mut stream = guest.exec(json!({"command": ["sh", "-c", script]}));
+    printed(&mut stream, "ready");
+    drop(stream);
+    let end = Instant::now() + Duration::from_secs(20);
+    while !file.exists() {
+        assert!(Instant::now() < end, "the program was not told");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn what_cannot_run_is_said_and_a_leftover_process_holds_up_nobody() {
+    let guest = Guest::new();
+    for (params, says) in [
+        (json!({"command": []}), "no program is named"),
+        (json!({"command": ["/no/such/program"]}), "/no/such/program"),
+        (json!({"command": ["true"], "user": "nobody-here"}), "no user 'nobody-here'"),
+        (json!({"command": ["true"], "directory": "/no/such"}), "/no/such"),
+    ] {
+        let answer = guest.call("exec", params);
+        assert_eq!(answer["error"]["code"], "failed", "{answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains(says), "{answer}");
+    }
+    let began = Instant::now();
+    let mut stream = guest.exec(json!({"command": ["sh", "-c", "sleep 30 & echo started"]}));
+    let printed = printed(&mut stream, "");
+    assert_eq!((printed.stdout.as_str(), printed.code), ("started\n", Some(0)));
+    assert!(began.elapsed() < Duration::from_secs(25), "it waited for what the program left behind");
+}
+
+#[test]
+fn a_large_output_arrives_whole_while_others_run() {
+    let guest = Guest::new();
+    let _other = guest.exec(json!({"command": ["sleep", "60"]}));
+    let mut stream = guest.exec(json!({"command": ["sh", "-c", "head -c 3000000 /dev/zero | tr '\\0' x"]}));
+    let printed = printed(&mut stream, "");
+    assert_eq!((printed.stdout.len(), printed.code), (3_000_000, Some(0)));
 }

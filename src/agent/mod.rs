@@ -2,6 +2,7 @@
 
 mod command;
 mod configure;
+mod exec;
 mod files;
 mod identity;
 mod network;

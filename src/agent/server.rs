@@ -1,6 +1,7 @@
 //! Connections and lines: the agent's protocol without what its methods do.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use vsock::VsockStream;
 
-use super::configure;
 use super::files::Guest;
+use super::{configure, exec};
 use crate::protocol::agent::{
-    BAD_REQUEST, Call, Error, FAILED, MAX_LINE, Pong, Response, UNKNOWN_METHOD, UNSUPPORTED_VERSION, VERSION,
+    BAD_REQUEST, Call, Error, Exec, FAILED, MAX_LINE, Pong, Response, UNKNOWN_METHOD, UNSUPPORTED_VERSION, VERSION,
 };
 
 /// Connections at once; more wait for nothing and are closed.
@@ -24,25 +25,45 @@ const IDLE: Duration = Duration::from_secs(600);
 /// Pause after a failed accept, so that a lack of file descriptors does not spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// The methods of [`Call`].
-const METHODS: [&str; 3] = ["ping", "configure", "shutdown"];
+const METHODS: [&str; 4] = ["ping", "configure", "shutdown", "exec"];
 
 /// A stream whose waits have limits.
-pub trait Stream: Read + Write + Send + 'static {
-    /// Limits each read and write.
-    fn limit(&self, limit: Duration) -> io::Result<()>;
+pub trait Stream: Read + Write + Send + Sized + 'static {
+    /// Limits each read and write; `None` waits for ever.
+    fn limit(&self, limit: Option<Duration>) -> io::Result<()>;
+    /// Another handle of the same stream.
+    fn another(&self) -> io::Result<Self>;
+    /// Ends it in both directions, for every handle.
+    fn end(&self);
 }
 
 impl Stream for UnixStream {
-    fn limit(&self, limit: Duration) -> io::Result<()> {
-        self.set_read_timeout(Some(limit))?;
-        self.set_write_timeout(Some(limit))
+    fn limit(&self, limit: Option<Duration>) -> io::Result<()> {
+        self.set_read_timeout(limit)?;
+        self.set_write_timeout(limit)
+    }
+
+    fn another(&self) -> io::Result<Self> {
+        self.try_clone()
+    }
+
+    fn end(&self) {
+        let _ = self.shutdown(Shutdown::Both);
     }
 }
 
 impl Stream for VsockStream {
-    fn limit(&self, limit: Duration) -> io::Result<()> {
-        self.set_read_timeout(Some(limit))?;
-        self.set_write_timeout(Some(limit))
+    fn limit(&self, limit: Option<Duration>) -> io::Result<()> {
+        self.set_read_timeout(limit)?;
+        self.set_write_timeout(limit)
+    }
+
+    fn another(&self) -> io::Result<Self> {
+        self.try_clone()
+    }
+
+    fn end(&self) {
+        let _ = self.shutdown(Shutdown::Both);
     }
 }
 
@@ -103,7 +124,7 @@ impl Drop for Place {
 }
 
 fn connection<S: Stream>(stream: S, guest: &Guest) -> io::Result<()> {
-    stream.limit(IDLE)?;
+    stream.limit(Some(IDLE))?;
     let mut stream = BufReader::new(stream);
     loop {
         let mut line = Vec::new();
@@ -112,25 +133,41 @@ fn connection<S: Stream>(stream: S, guest: &Guest) -> io::Result<()> {
             return Ok(());
         }
         let complete = line.last() == Some(&b'\n');
-        let (response, after) = match complete {
+        let (response, then) = match complete {
             true => answer(&line, guest),
-            false => (refusal(0, BAD_REQUEST, format!("a line ends within {MAX_LINE} bytes")), None),
+            false => (refusal(0, BAD_REQUEST, format!("a line ends within {MAX_LINE} bytes")), Then::End),
+        };
+        let (response, then) = match then {
+            // It must run before the answer can say so.
+            Then::Exec(wanted) => match exec::start(guest, &wanted) {
+                Ok(program) => (response, Then::Run(program)),
+                Err(error) => (refusal(response.id, FAILED, format!("{error:#}")), Then::Go),
+            },
+            then => (response, then),
         };
         let mut bytes = serde_json::to_vec(&response)?;
         bytes.push(b'\n');
         stream.get_mut().write_all(&bytes)?;
         stream.get_mut().flush()?;
-        if let Some(after) = after {
-            after();
-        }
-        if !complete {
-            return Ok(());
+        match then {
+            Then::Go => {}
+            Then::End => return Ok(()),
+            Then::PowerOff => super::system::power_off(),
+            Then::Exec(_) => {}
+            Then::Run(program) => return exec::attend(program, stream),
         }
     }
 }
 
-/// What is left to do once the answer is on its way.
-type After = Box<dyn FnOnce()>;
+/// What follows an answer.
+enum Then {
+    /// The next request.
+    Go,
+    End,
+    PowerOff,
+    Exec(Box<Exec>),
+    Run(exec::Program),
+}
 
 #[derive(Deserialize)]
 struct Envelope {
@@ -142,36 +179,37 @@ struct Envelope {
     method: String,
 }
 
-fn answer(line: &[u8], guest: &Guest) -> (Response, Option<After>) {
+fn answer(line: &[u8], guest: &Guest) -> (Response, Then) {
     let mut value: Value = match serde_json::from_slice(line) {
         Ok(value) => value,
-        Err(error) => return (refusal(0, BAD_REQUEST, format!("the line is not JSON: {error}")), None),
+        Err(error) => return (refusal(0, BAD_REQUEST, format!("the line is not JSON: {error}")), Then::Go),
     };
     let envelope = match Envelope::deserialize(&value) {
         Ok(envelope) => envelope,
-        Err(error) => return (refusal(0, BAD_REQUEST, format!("the line is no request: {error}")), None),
+        Err(error) => return (refusal(0, BAD_REQUEST, format!("the line is no request: {error}")), Then::Go),
     };
     let id = envelope.id;
     if envelope.version > VERSION {
         let why = format!("version {} is not known; this agent speaks {VERSION}", envelope.version);
-        return (refusal(id, UNSUPPORTED_VERSION, why), None);
+        return (refusal(id, UNSUPPORTED_VERSION, why), Then::Go);
     }
     if !METHODS.contains(&envelope.method.as_str()) {
         let name: String = envelope.method.chars().take(64).collect();
-        return (refusal(id, UNKNOWN_METHOD, format!("this agent does not know the method '{name}'")), None);
+        return (refusal(id, UNKNOWN_METHOD, format!("this agent does not know the method '{name}'")), Then::Go);
     }
     // A method that takes nothing may be asked without `params`.
     if let Some(request) = value.as_object_mut() {
         request.entry("params").or_insert_with(|| Value::Object(Default::default()));
     }
     match Call::deserialize(&value) {
-        Ok(Call::Ping {}) => (reply(id, ping(guest)), None),
-        Ok(Call::Configure(wanted)) => (reply(id, configure::configure(guest, &wanted)), None),
+        Ok(Call::Ping {}) => (reply(id, ping(guest)), Then::Go),
+        Ok(Call::Configure(wanted)) => (reply(id, configure::configure(guest, &wanted)), Then::Go),
         Ok(Call::Shutdown {}) => {
-            let off = guest.is_real().then(|| Box::new(super::system::power_off) as After);
-            (reply(id, Ok(serde_json::json!({}))), off)
+            let then = if guest.is_real() { Then::PowerOff } else { Then::Go };
+            (reply(id, Ok(serde_json::json!({}))), then)
         }
-        Err(error) => (refusal(id, BAD_REQUEST, format!("the parameters do not fit: {error}")), None),
+        Ok(Call::Exec(wanted)) => (reply(id, Ok(serde_json::json!({}))), Then::Exec(wanted)),
+        Err(error) => (refusal(id, BAD_REQUEST, format!("the parameters do not fit: {error}")), Then::Go),
     }
 }
 

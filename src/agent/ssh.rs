@@ -95,7 +95,7 @@ fn own(guest: &Guest, file: &OwnedFd, uid: u32, gid: u32) -> rustix::io::Result<
 }
 
 /// The user's numbers and home (passwd(5)).
-fn account(passwd: &str, user: &str) -> Option<(u32, u32, String)> {
+pub fn account(passwd: &str, user: &str) -> Option<(u32, u32, String)> {
     passwd.lines().find_map(|line| {
         let mut fields = line.split(':');
         (fields.next()? == user).then_some(())?;

@@ -4,6 +4,7 @@ mod config;
 mod daemon;
 mod delete;
 mod doctor;
+mod exec;
 mod info;
 mod init;
 mod list;
@@ -12,6 +13,7 @@ mod progress;
 mod ssh;
 mod start;
 mod stop;
+mod terminal;
 mod version;
 
 use std::ffi::OsString;
@@ -46,6 +48,7 @@ enum Command {
     Info(info::Info),
     Delete(delete::Delete),
     Ssh(ssh::Ssh),
+    Exec(exec::Exec),
     Daemon(daemon::Daemon),
     Doctor(doctor::Doctor),
     Config(config::Config),
@@ -96,6 +99,7 @@ impl Command {
             Command::Info(command) => command.run(),
             Command::Delete(command) => command.run(),
             Command::Ssh(command) => command.run(),
+            Command::Exec(command) => command.run(),
             Command::Daemon(command) => command.run(),
             Command::Doctor(command) => command.run(),
             Command::Config(command) => command.run(),

@@ -3,11 +3,11 @@
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use argh::FromArgs;
 
 use crate::vm::home::Home;
-use crate::vm::state::{Status, existing};
+use crate::vm::state::running;
 use crate::vm::{Hint, key};
 
 /// Log in to a VM, or run a command in it.
@@ -28,18 +28,7 @@ pub struct Ssh {
 impl Ssh {
     pub fn run(self) -> Result<()> {
         let home = Home::from_env()?;
-        let vm = existing(&home, &self.name)?;
-        match vm.status() {
-            Status::Running => {}
-            Status::Starting => {
-                return Err(anyhow!("'{}' is still starting", vm.name))
-                    .hint(format!("`puter info {}` shows when it runs", vm.name));
-            }
-            status => {
-                return Err(anyhow!("'{}' is {}", vm.name, status.word()))
-                    .hint(format!("start it first: puter start {}", vm.name));
-            }
-        }
+        let vm = running(&home, &self.name)?;
         let mut ssh = Command::new("ssh");
         // No file of the user's: an alias or a proxy meant for other hosts would hit the VM's address.
         ssh.args(["-F", "none", "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=yes"]);

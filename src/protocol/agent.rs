@@ -42,7 +42,56 @@ pub enum Call {
     Configure(Box<Configure>),
     /// Power the guest off in an orderly way; answered before it begins.
     Shutdown {},
+    /// Run a program. Answered with `{}` once it runs; after that the connection is the program's: lines of
+    /// [`Input`] go to it and lines of [`Output`] come from it, the last of which is [`Output::Exit`].
+    Exec(Box<Exec>),
 }
+
+/// Parameters of `exec`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Exec {
+    /// The program and its arguments, looked for in PATH.
+    pub command: Vec<String>,
+    /// Variables beyond the user's own.
+    pub environment: Vec<(String, String)>,
+    /// Where it runs; the user's home when empty.
+    pub directory: String,
+    /// As whom it runs; root when empty.
+    pub user: String,
+    /// Gives it a terminal of this size; stderr is then part of stdout.
+    pub terminal: Option<Window>,
+}
+
+/// Size of a terminal, in characters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    pub rows: u16,
+    pub columns: u16,
+}
+
+/// A line from the host to a running program. Bytes are base64.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Input {
+    Stdin(String),
+    /// There is no more: the program reads end of file.
+    StdinEnd,
+    Resize(Window),
+}
+
+/// A line from a running program to the host. Bytes are base64.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Output {
+    Stdout(String),
+    Stderr(String),
+    /// The program ended with this code; 128 and the signal's number where a signal ended it, as shells have it.
+    Exit(i32),
+}
+
+/// Bytes of a program's input or output in one line, so that the line stays within [`MAX_LINE`].
+pub const CHUNK: usize = 128 * 1024;
 
 /// Parameters of `configure`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::files::plain;
 use crate::hypervisor::vsock;
-use crate::protocol::agent::{Call, Configure, Configured, MAX_LINE, PORT, Pong, Request, Response, VERSION};
+use crate::protocol::agent::{Call, Configure, Configured, Exec, MAX_LINE, PORT, Pong, Request, Response, VERSION};
 
 /// A connection to one guest's agent.
 pub struct Agent {
@@ -52,6 +52,24 @@ impl Agent {
         self.call::<serde_json::Value>(Call::Shutdown {}, timeout).map(|_| ())
     }
 
+    /// Starts a program; after that the connection is the program's.
+    ///
+    /// # Errors
+    /// As for [`Agent::configure`].
+    pub fn exec(&mut self, wanted: Exec, timeout: Duration) -> Result<()> {
+        self.call::<serde_json::Value>(Call::Exec(Box::new(wanted)), timeout).map(|_| ())
+    }
+
+    /// The connection, without time limits.
+    ///
+    /// # Errors
+    /// When the socket refuses.
+    pub fn into_stream(self) -> Result<BufReader<UnixStream>> {
+        self.stream.get_ref().set_read_timeout(None)?;
+        self.stream.get_ref().set_write_timeout(None)?;
+        Ok(self.stream)
+    }
+
     fn call<T: DeserializeOwned>(&mut self, call: Call, timeout: Duration) -> Result<T> {
         let id = self.next;
         self.next += 1;
@@ -85,6 +103,28 @@ impl Agent {
                 Ok(_) => ensure!(line.len() < MAX_LINE, "the agent's answer is longer than {MAX_LINE} bytes"),
                 Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
                 Err(error) => return Err(error).context("cannot read from the agent"),
+            }
+        }
+    }
+}
+
+/// Lines without a time limit.
+pub mod lines {
+    use super::{BufRead, MAX_LINE, Read, Result, ensure};
+
+    /// The next line; `None` at the end.
+    ///
+    /// # Errors
+    /// When reading fails, or a line is longer than [`MAX_LINE`].
+    pub fn next(stream: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
+        let mut line = Vec::new();
+        stream.by_ref().take(MAX_LINE as u64).read_until(b'\n', &mut line)?;
+        match line.last() {
+            None => Ok(None),
+            Some(b'\n') => Ok(Some(line)),
+            Some(_) => {
+                ensure!(line.len() < MAX_LINE, "the guest's line is longer than {MAX_LINE} bytes");
+                Ok(None)
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Ctrl-C: ends a command at once, or, while it holds something half-made, as soon as it has put that back.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_signal::{Signal, Signals};
@@ -51,6 +52,16 @@ impl Drop for Guard {
     }
 }
 
+/// What is to be done before a signal ends the process.
+static AT_EXIT: Mutex<Option<fn()>> = Mutex::new(None);
+
+/// Has this done before a signal ends the process, such as giving a terminal its settings back.
+pub fn at_exit(work: fn()) {
+    if let Ok(mut place) = AT_EXIT.lock() {
+        *place = Some(work);
+    }
+}
+
 /// Begins to listen for SIGINT, SIGTERM and SIGHUP on a thread of its own. A second signal always ends the process:
 /// all state survives that.
 pub fn listen() {
@@ -61,6 +72,9 @@ pub fn listen() {
             while signals.next().await.is_some() {
                 let again = CANCELLED.swap(true, Ordering::SeqCst);
                 if again || GUARDS.load(Ordering::SeqCst) == 0 {
+                    if let Some(work) = AT_EXIT.lock().ok().and_then(|place| *place) {
+                        work();
+                    }
                     std::process::exit(EXIT_CODE);
                 }
             }

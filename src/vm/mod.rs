@@ -6,6 +6,7 @@ pub mod agent;
 pub mod cancel;
 pub mod daemon;
 pub mod doctor;
+pub mod exec;
 pub mod files;
 pub mod home;
 pub mod init;

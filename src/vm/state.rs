@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use super::Hint;
@@ -152,6 +152,21 @@ pub fn existing(home: &Home, name: &str) -> Result<Vm> {
     Vm::load(home, name)?
         .with_context(|| format!("there is no VM named '{name}'"))
         .hint("`puter list` shows the VMs that exist")
+}
+
+/// The VM of this name, which must run.
+///
+/// # Errors
+/// When there is none or it does not run; the hint tells what to do.
+pub fn running(home: &Home, name: &str) -> Result<Vm> {
+    let vm = existing(home, name)?;
+    match vm.status() {
+        Status::Running => Ok(vm),
+        Status::Starting => {
+            Err(anyhow!("'{name}' is still starting")).hint(format!("`puter info {name}` shows when it runs"))
+        }
+        status => Err(anyhow!("'{name}' is {}", status.word())).hint(format!("start it first: puter start {name}")),
+    }
 }
 
 /// The VMs by name, and beside them the state files that cannot be used, each with its reason.

@@ -62,6 +62,14 @@ fn a_machine_is_made_used_stopped_started_again_and_deleted() {
     ]));
     assert_eq!(leases[0]["ip"], "10.0.0.11", "{leases}");
 
+    // The same without the network, with input, both outputs and the exit code.
+    assert_eq!(host.ok(&["exec", "web", "--", "hostname"]), "web");
+    let script = "printf '%s' 'to be counted' | puter exec web --user nobody -- sh -c 'wc -c; id -un >&2; exit 7'";
+    let output = host.world.command("sh").args(["-c", script]).output().unwrap();
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+    assert_eq!((text(&output.stdout).trim(), text(&output.stderr).trim()), ("13", "nobody"));
+    assert!(host.ok(&["logs", "web"]).contains("login:"), "the console's log is shown");
+
     let list = host.ok(&["list"]);
     assert!(list.lines().nth(1).is_some_and(|line| line.starts_with("web   running  10.0.0.11")), "{list}");
     assert!(host.ok(&["info", "web"]).contains("52:54:00:00:00:0b"));
@@ -87,6 +95,10 @@ fn a_machine_is_made_used_stopped_started_again_and_deleted() {
     assert_eq!(host.ssh("web", "cat /root/file"), "kept");
     assert_eq!(host.ssh("web", "cat /etc/machine-id"), machine_id);
     assert_eq!(host.taps(), ["pt-web"]);
+
+    let boot = host.ssh("web", "cat /proc/sys/kernel/random/boot_id");
+    assert!(host.ok(&["restart", "web", "--timeout", "90"]).contains("web runs at 10.0.0.11"));
+    assert_ne!(host.ssh("web", "cat /proc/sys/kernel/random/boot_id"), boot);
 
     // The hypervisor is shot: the machine is stopped, and nothing of it stays behind once it is deleted.
     let pid = host.json(&["info", "web", "--json"])[0]["pid"].to_string();

@@ -54,7 +54,12 @@ pub fn start(guest: &Guest, wanted: &Exec) -> Result<Program> {
         command.args(["-u", user, "--", program]).args(args);
         command
     };
-    let directory = if wanted.directory.is_empty() { &home } else { &wanted.directory };
+    let directory = match wanted.directory.as_str() {
+        // A home that is not there is no reason to fail, as for login(1).
+        "" if guest.path(&home).is_dir() => &home,
+        "" => "/",
+        wanted => wanted,
+    };
     command.env_clear().envs([("PATH", PATH), ("HOME", &home), ("USER", user), ("LOGNAME", user)]);
     command.envs(wanted.environment.iter().filter(|(name, _)| !name.is_empty()).map(|(name, value)| (name, value)));
     command.current_dir(guest.path(directory));

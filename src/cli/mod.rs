@@ -8,8 +8,10 @@ mod exec;
 mod info;
 mod init;
 mod list;
+mod logs;
 mod output;
 mod progress;
+mod restart;
 mod ssh;
 mod start;
 mod stop;
@@ -44,11 +46,13 @@ enum Command {
     Init(init::Init),
     Start(start::Start),
     Stop(stop::Stop),
+    Restart(restart::Restart),
     List(list::List),
     Info(info::Info),
     Delete(delete::Delete),
     Ssh(ssh::Ssh),
     Exec(exec::Exec),
+    Logs(logs::Logs),
     Daemon(daemon::Daemon),
     Doctor(doctor::Doctor),
     Config(config::Config),
@@ -95,11 +99,13 @@ impl Command {
             Command::Init(command) => command.run(),
             Command::Start(command) => command.run(),
             Command::Stop(command) => command.run(),
+            Command::Restart(command) => command.run(),
             Command::List(command) => command.run(),
             Command::Info(command) => command.run(),
             Command::Delete(command) => command.run(),
             Command::Ssh(command) => command.run(),
             Command::Exec(command) => command.run(),
+            Command::Logs(command) => command.run(),
             Command::Daemon(command) => command.run(),
             Command::Doctor(command) => command.run(),
             Command::Config(command) => command.run(),

@@ -1,0 +1,42 @@
+//! `puter restart`.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use argh::FromArgs;
+
+use super::{each, output, with_context};
+use crate::vm::lifecycle::{self, StartOptions};
+use crate::vm::state::existing;
+
+/// Stop VMs and start them again.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "restart")]
+pub struct Restart {
+    /// names of the VMs
+    #[argh(positional, arg_name = "name")]
+    names: Vec<String>,
+    /// seconds to wait before force (default: the setting stop_timeout, 30)
+    #[argh(option)]
+    timeout: Option<u64>,
+    /// end the VM at once, as if by pulling its plug
+    #[argh(switch)]
+    force: bool,
+}
+
+impl Restart {
+    pub fn run(self) -> Result<()> {
+        with_context(|context| {
+            let timeout = self.timeout.map_or(context.settings.stop_timeout, Duration::from_secs);
+            each(&self.names, |name| {
+                // `start` would make one that does not exist.
+                existing(context.home, name)?;
+                lifecycle::stop(context, name, timeout, self.force)?;
+                let started = lifecycle::start(context, name, &StartOptions::default())?;
+                output::print(&format!("{name} runs at {} ({:.1} s)", started.vm.ip, started.took.as_secs_f64()));
+                Ok(())
+            })?;
+            Ok(())
+        })
+    }
+}

@@ -220,6 +220,9 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>> {
 }
 
 #[cfg(test)]
+mod hostile;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -121,7 +121,8 @@ impl Converter {
                 self.writer.make_hard_link(parent, name, layer, target)
             }
             Kind::Symlink => {
-                let meta = self.meta(entry)?;
+                // Linux gives every symbolic link this mode and has no call to change it.
+                let meta = self.meta(&Entry { mode: 0o777, ..entry.clone() })?;
                 self.writer.make_symlink(parent, name, layer, meta, &entry.link)
             }
             Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => {

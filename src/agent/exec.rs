@@ -121,11 +121,10 @@ pub fn attend<S: Stream>(mut program: Program, stream: BufReader<S>) -> io::Resu
         });
     };
     let file = |fd: &OwnedFd| fd.try_clone().map(File::from);
-    let stdin: Option<File>;
-    match &program.terminal {
+    let stdin = match &program.terminal {
         Some(terminal) => {
             output(file(terminal)?, Output::Stdout);
-            stdin = Some(file(terminal)?);
+            Some(file(terminal)?)
         }
         None => {
             if let Some(stdout) = program.child.stdout.take() {
@@ -134,9 +133,9 @@ pub fn attend<S: Stream>(mut program: Program, stream: BufReader<S>) -> io::Resu
             if let Some(stderr) = program.child.stderr.take() {
                 output(File::from(OwnedFd::from(stderr)), Output::Stderr);
             }
-            stdin = program.child.stdin.take().map(|stdin| File::from(OwnedFd::from(stdin)));
+            program.child.stdin.take().map(|stdin| File::from(OwnedFd::from(stdin)))
         }
-    }
+    };
     let terminal = program.terminal.take();
     let over = Arc::new(AtomicBool::new(false));
     let seen = over.clone();

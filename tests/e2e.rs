@@ -153,6 +153,20 @@ fn bad_names_and_images_are_refused_and_leave_nothing() {
     host.fails(&["start", "web", "web"], "named twice", "");
     assert_eq!(host.files(), clean);
     assert_eq!(host.leftovers(), Vec::<String>::new());
+
+    // A kernel that is none: the hypervisor's own words are in the error, and what was made is gone again. What a
+    // command that was killed left in its way is removed first.
+    let state = host.world.home().join("state/web.json");
+    for status in ["creating", "deleting"] {
+        let left = host.half_made("web", status);
+        std::fs::write(&state, left).unwrap();
+        std::fs::write(host.world.home().join("overlays/web.qcow2"), "half").unwrap();
+        host.fails(&["start", "web"], "that was broken off left", "");
+        assert_eq!(host.leftovers(), Vec::<String>::new());
+    }
+    host.fails(&["start", "web"], "the hypervisor's last lines", "");
+    assert_eq!(host.files(), clean);
+    assert_eq!(host.leftovers(), Vec::<String>::new());
 }
 
 #[test]

@@ -100,6 +100,19 @@ impl Host {
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs().try_into().unwrap()
     }
 
+    /// The state file of a VM that a killed command left.
+    pub fn half_made(&self, vm: &str, status: &str) -> String {
+        let state = serde_json::json!({
+            "schema": 1, "name": vm, "id": 1, "status": status, "process": null, "mac": "52:54:00:00:00:0b",
+            "ip": "10.0.0.11", "tap": format!("pt-{vm}"), "cid": 4,
+            "image": { "reference": "r", "digest": "sha256:0" },
+            "overlay": self.world.home().join(format!("overlays/{vm}.qcow2")),
+            "cpus": 1, "memory": 1 << 29, "disk": 1 << 30, "instance": "i", "machine_id": "m", "created": 0,
+            "started": null, "hypervisor": null,
+        });
+        state.to_string()
+    }
+
     /// The TAPs in the world.
     pub fn taps(&self) -> Vec<String> {
         let links = output(self.world.root("ls").arg("/sys/class/net")).unwrap();

@@ -18,7 +18,8 @@ pub fn delete(context: &Context, name: &str, force: bool) -> Result<()> {
     let mut vm = match Vm::load(context.home, name) {
         Err(error) if force => {
             context.observer.note(name, &format!("removing what its name tells: {error:#}"));
-            return remove_files(context, name, context.home.overlay(name).as_path());
+            remove_files(context, name, context.home.overlay(name).as_path())?;
+            return files::remove(&context.home.vm_lock(name));
         }
         Err(error) => return Err(error).hint(format!("`puter delete --force {name}` removes the VM all the same")),
         Ok(None) => existing(context.home, name)?,
@@ -31,10 +32,16 @@ pub fn delete(context: &Context, name: &str, force: bool) -> Result<()> {
         }
         process::kill(id.pid, id.start_time, Duration::from_secs(10));
     }
+    remove(context, &mut vm)?;
+    files::remove(&context.home.vm_lock(name))
+}
+
+/// Removes everything of a VM that does not run, but for its lock, which the caller holds.
+pub(super) fn remove(context: &Context, vm: &mut Vm) -> Result<()> {
     vm.status = Status::Deleting;
     vm.save(context.home)?;
-    stop::clear(context, &mut vm)?;
-    remove_files(context, name, &vm.overlay)
+    stop::clear(context, vm)?;
+    remove_files(context, &vm.name, &vm.overlay)
 }
 
 fn remove_files(context: &Context, name: &str, overlay: &std::path::Path) -> Result<()> {
@@ -42,6 +49,5 @@ fn remove_files(context: &Context, name: &str, overlay: &std::path::Path) -> Res
     for path in context.home.volatile(name).into_iter().chain(context.home.leftovers(name)) {
         files::remove(&path)?;
     }
-    files::remove(&context.home.state(name))?;
-    files::remove(&context.home.vm_lock(name))
+    files::remove(&context.home.state(name))
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use super::meet::{meet_agent, random, with_log};
-use super::{Context, unix_now};
+use super::{Context, delete, unix_now};
 use crate::disk::qcow2;
 use crate::hypervisor::{self, Disk, DiskFormat, Kind, Machine, Net, Vsock};
 use crate::image::{Image, Store};
@@ -52,7 +52,16 @@ pub fn start(context: &Context, name: &str, options: &StartOptions) -> Result<St
     let began = Instant::now();
     let _lock = context.lock(name)?;
     context.home.check_sockets(name)?;
-    let existing = Vm::load(context.home, name)?;
+    let existing = match Vm::load(context.home, name)? {
+        // We hold the lock, so the command that was at it has ended midway.
+        Some(mut vm) if matches!(vm.status, Status::Creating | Status::Deleting) => {
+            let what = if vm.status == Status::Creating { "start" } else { "delete" };
+            context.observer.note(name, &format!("removing what a {what} that was broken off left"));
+            delete::remove(context, &mut vm)?;
+            None
+        }
+        existing => existing,
+    };
     if let Some(vm) = &existing {
         check_startable(vm, options)?;
     }
@@ -98,13 +107,6 @@ fn check_startable(vm: &Vm, options: &StartOptions) -> Result<()> {
     let name = &vm.name;
     match vm.status() {
         Status::Stopped => {}
-        Status::Deleting => {
-            return Err(anyhow!("'{name}' is half deleted")).hint(format!("end that first: puter delete {name}"));
-        }
-        Status::Creating => {
-            return Err(anyhow!("'{name}' was not made to the end"))
-                .hint(format!("remove what is left of it: puter delete {name}"));
-        }
         Status::Running => {
             return Err(anyhow!("'{name}' is already running at {}", vm.ip))
                 .hint(format!("log in with `puter ssh {name}`, or start another name"));
@@ -355,8 +357,6 @@ mod tests {
             (Status::Running, "already running at 10.0.0.11"),
             (Status::Starting, "is starting"),
             (Status::Stopping, "is stopping"),
-            (Status::Deleting, "half deleted"),
-            (Status::Creating, "not made to the end"),
         ] {
             vm.status = status;
             let error = check_startable(&vm, &StartOptions::default()).unwrap_err();

@@ -19,7 +19,7 @@ fn a_machine_is_made_used_stopped_started_again_and_deleted() {
     let started = host.ok(&["daemon", "start"]);
     assert!(started.contains("bridge puter0 at 10.0.0.1/24"), "{started}");
     assert_eq!(host.ok(&["daemon", "start"]), "puterd runs already");
-    host.fails(&["start", "web"], "there is no kernel", "puter init");
+    host.fails(&["start", "web"], "no image is named", "puter init");
     host.ok(&["init", "--image", &image]);
     assert!(host.ok(&["doctor"]).contains("This host can run VMs"));
     assert_eq!(host.leftovers(), Vec::<String>::new());
@@ -69,6 +69,9 @@ fn a_machine_is_made_used_stopped_started_again_and_deleted() {
     assert_eq!(output.status.code(), Some(7), "{output:?}");
     assert_eq!((text(&output.stdout).trim(), text(&output.stderr).trim()), ("13", "nobody"));
     assert!(host.ok(&["logs", "web"]).contains("login:"), "the console's log is shown");
+
+    let script = "puter ssh-config >$HOME/config && ssh -F $HOME/config web hostname";
+    assert_eq!(xtask::shell::output(host.world.command("sh").args(["-c", script])).unwrap(), "web");
 
     let list = host.ok(&["list"]);
     assert!(list.lines().nth(1).is_some_and(|line| line.starts_with("web   running  10.0.0.11")), "{list}");
@@ -142,7 +145,9 @@ fn bad_names_and_images_are_refused_and_leave_nothing() {
 
     host.fails(&["init", "--image", &no_kernel], "has no kernel", "--kernel");
     host.fails(&["init", "--image", &no_agent], "puter-agent", "");
-    host.fails(&["start", "web", "--image", &image], "there is no kernel", "puter init");
+    host.fails(&["start", "web", "--image", &no_kernel], "there is no kernel for 'web'", "puter init");
+    // An image with a kernel of its own needs no other; this one is none.
+    host.fails(&["start", "web", "--image", &image], "the hypervisor's last lines", "");
     host.ok(&["init", "--image", &image]);
     let clean = host.files();
     host.fails(&["start", &"x".repeat(64)], "has 64 characters", "");

@@ -13,6 +13,7 @@ mod output;
 mod progress;
 mod restart;
 mod ssh;
+mod ssh_config;
 mod start;
 mod stop;
 mod terminal;
@@ -51,6 +52,7 @@ enum Command {
     Info(info::Info),
     Delete(delete::Delete),
     Ssh(ssh::Ssh),
+    SshConfig(ssh_config::SshConfig),
     Exec(exec::Exec),
     Logs(logs::Logs),
     Daemon(daemon::Daemon),
@@ -104,6 +106,7 @@ impl Command {
             Command::Info(command) => command.run(),
             Command::Delete(command) => command.run(),
             Command::Ssh(command) => command.run(),
+            Command::SshConfig(command) => command.run(),
             Command::Exec(command) => command.run(),
             Command::Logs(command) => command.run(),
             Command::Daemon(command) => command.run(),

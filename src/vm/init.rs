@@ -18,12 +18,21 @@ const MAX_BOOT_FILE: u64 = 1 << 30;
 #[derive(Serialize, Deserialize)]
 struct Defaults {
     image: String,
+    digest: String,
+}
+
+fn defaults(home: &Home) -> Option<Defaults> {
+    serde_json::from_slice(&std::fs::read(home.defaults()).ok()?).ok()
 }
 
 /// The image that `init` chose.
 pub fn default_image(home: &Home) -> Option<String> {
-    let bytes = std::fs::read(home.defaults()).ok()?;
-    serde_json::from_slice::<Defaults>(&bytes).ok().map(|d| d.image)
+    defaults(home).map(|defaults| defaults.image)
+}
+
+/// The digest of that image, whose kernel is installed.
+pub fn default_digest(home: &Home) -> Option<String> {
+    defaults(home).map(|defaults| defaults.digest)
 }
 
 /// Pulls the image, makes its disk, installs its kernel and initrd, and makes the ssh key.
@@ -58,7 +67,7 @@ pub fn init(
     }
     write_atomic(
         &context.home.defaults(),
-        &serde_json::to_vec_pretty(&Defaults { image: image.reference.to_string() })?,
+        &serde_json::to_vec_pretty(&Defaults { image: image.reference.to_string(), digest: image.digest.to_string() })?,
     )?;
     Ok(image)
 }

@@ -71,7 +71,6 @@ pub fn start(context: &Context, name: &str, options: &StartOptions) -> Result<St
     if let Kind::Emulated { reason } = &kind {
         context.observer.note(name, &format!("emulating the processor, which is slow: {reason}"));
     }
-    let boot = boot_files(context)?;
 
     let _guard = cancel::guard();
     let created = existing.is_none();
@@ -80,7 +79,7 @@ pub fn start(context: &Context, name: &str, options: &StartOptions) -> Result<St
         None => create(context, name, options, &daemon)?,
     };
     let mut vm = resources(vm, options);
-    let result = run(context, &mut vm, &daemon, &kind, boot, options.no_wait);
+    let result = boot_files(context, &vm).and_then(|boot| run(context, &mut vm, &daemon, &kind, boot, options.no_wait));
     match result {
         Ok(()) => Ok(Started { vm, took: began.elapsed(), created }),
         Err(error) => {
@@ -133,12 +132,19 @@ fn resources(mut vm: Vm, options: &StartOptions) -> Vm {
     vm
 }
 
-/// The kernel and initrd that `init` installed.
-fn boot_files(context: &Context) -> Result<(PathBuf, Option<PathBuf>)> {
+/// The VM's kernel and initrd: those that `init` installed for the image it chose, for another image its own.
+fn boot_files(context: &Context, vm: &Vm) -> Result<(PathBuf, Option<PathBuf>)> {
+    if crate::vm::init::default_digest(context.home).as_deref() != Some(&vm.image.digest) {
+        let digest = vm.image.digest.parse().map_err(|why| anyhow!("{why}"))?;
+        let image = Store::open(&context.home.images())?.by_digest(&digest, None)?;
+        if let Some((Some(kernel), initrd)) = image.map(|image| (image.kernel, image.initrd)) {
+            return Ok((kernel, initrd));
+        }
+    }
     let kernel = context.home.kernel();
     if !kernel.is_file() {
-        return Err(anyhow!("there is no kernel at {}", kernel.display()))
-            .hint("run `puter init --image IMAGE` once; it installs the image's kernel");
+        return Err(anyhow!("there is no kernel for '{}': {} has none", vm.name, vm.image.reference))
+            .hint("`puter init --image IMAGE` installs the kernel of an image, or with --kernel FILE one of yours");
     }
     let initrd = context.home.initrd();
     let initrd = initrd.is_file().then_some(initrd);

@@ -134,6 +134,32 @@ fn an_interrupted_start_leaves_nothing() {
     assert!(host.processes("qemu-system").is_empty());
 }
 
+/// Killed at any moment, a start leaves nothing that the next commands do not find and clear away.
+#[test]
+#[ignore = "needs root"]
+fn a_killed_start_is_cleared_away() {
+    let host = Host::new();
+    let image = host.push_guest();
+    host.ok(&["daemon", "start"]);
+    host.ok(&["init", "--image", &image]);
+    let clean = host.files();
+    for moment in [2, 10, 20, 30, 45, 60, 80, 110, 150, 200, 300, 600, 1200] {
+        let mut start = host.world.command("puter").args(["start", "web", "--memory", "256M"]).spawn().unwrap();
+        host.until(Duration::from_secs(10), || !host.processes("puter start web").is_empty());
+        std::thread::sleep(Duration::from_millis(moment));
+        for puter in host.processes("puter start web") {
+            assert!(host.world.root("kill").args(["-KILL", &puter]).status().unwrap().success());
+        }
+        start.wait().unwrap();
+        // Where it had not begun to be there is nothing to delete, but what there is of it is cleared away.
+        let there = host.json(&["list", "--json"])[0]["name"] == "web";
+        assert_eq!(host.world.puter(&["delete", "--force", "web"]).unwrap().status.success(), there);
+        assert_eq!(host.leftovers(), Vec::<String>::new(), "after {moment} ms");
+        assert_eq!(host.processes("qemu-system"), Vec::<String>::new(), "after {moment} ms");
+        assert_eq!(host.files(), clean, "after {moment} ms");
+    }
+}
+
 #[test]
 #[ignore = "needs root"]
 fn bad_names_and_images_are_refused_and_leave_nothing() {

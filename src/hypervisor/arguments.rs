@@ -66,7 +66,8 @@ impl Machine {
     pub fn to_arguments(&self) -> Result<Vec<String>> {
         let mut words: Vec<String> = Vec::new();
         let mut add = |option: &str, value: String| words.extend([option.to_string(), value]);
-        add("--api-socket", format!("path={}", plain(&self.api_socket)?));
+        plain(&self.api_socket)?;
+        add("--api-socket", api_socket(&self.api_socket));
         add("--cpus", format!("boot={}", self.cpus));
         add("--memory", format!("size={}", self.memory));
         add("--kernel", whole(&self.kernel)?);
@@ -180,6 +181,11 @@ impl<'a> Parts<'a> {
         };
         Ok(Disk { path: self.path("path")?, format, readonly: self.get("readonly") == Some("on") })
     }
+}
+
+/// The value of `--api-socket`, by which a machine's hypervisor is told from all other processes.
+pub fn api_socket(path: &Path) -> String {
+    format!("path={}", path.display())
 }
 
 /// A path that stands alone as a word.

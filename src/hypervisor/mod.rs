@@ -77,6 +77,11 @@ pub fn launch(kind: &Kind, machine: &Machine, log: &Path) -> Result<Process> {
     Ok(Process { child, start_time })
 }
 
+/// The hypervisors that serve this API socket: those which a command started and was killed before it wrote that down.
+pub fn serving(api_socket: &Path) -> Vec<(u32, u64)> {
+    process::with_argument(&arguments::api_socket(api_socket))
+}
+
 /// Waits until the API answers and the machine runs.
 ///
 /// # Errors

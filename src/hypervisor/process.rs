@@ -1,6 +1,7 @@
 //! Processes that cannot be mistaken for others with a recycled number: a PID and its start time, held by a pidfd.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -73,6 +74,20 @@ pub fn kill(pid: u32, start: u64, limit: Duration) -> bool {
     wait_held(&fd, limit - grace)
 }
 
+/// The processes of this user that have this very argument, each with its start time.
+pub fn with_argument(argument: &str) -> Vec<(u32, u64)> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let me = rustix::process::geteuid().as_raw();
+    let matches = |pid: &u32| {
+        let path = format!("/proc/{pid}");
+        let mine = std::fs::metadata(&path).is_ok_and(|metadata| metadata.uid() == me);
+        let line = std::fs::read(format!("{path}/cmdline")).unwrap_or_default();
+        mine && line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes())
+    };
+    pids.filter(matches).filter_map(|pid| Some((pid, start_time(pid)?))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::Command;
@@ -91,14 +106,19 @@ mod tests {
 
     #[test]
     fn a_process_is_waited_for_and_ended_and_another_with_its_number_is_not() {
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = Command::new("sleep").arg("60.25").spawn().unwrap();
         let pid = child.id();
         let start = start_time(pid).unwrap();
         assert!(is_alive(pid, start));
+        // Between fork and exec it still has this process's arguments.
+        while with_argument("60.25") != [(pid, start)] {
+            std::thread::yield_now();
+        }
         assert!(!wait_exit(pid, start, Duration::from_millis(20)));
         assert!(kill(pid, start + 1, Duration::from_secs(1)), "that process is not there");
         assert!(is_alive(pid, start), "and this one goes on");
         assert!(kill(pid, start, Duration::from_secs(10)));
+        assert_eq!(with_argument("60.25").len(), 0);
         assert!(!is_alive(pid, start), "what waits to be reaped does not live");
         child.wait().unwrap();
         assert!(wait_exit(pid, start, Duration::ZERO));

@@ -32,6 +32,22 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// Removes what killed writers of `path` left beside it. The caller holds the lock under which it is written.
+///
+/// # Errors
+/// When such a file cannot be removed.
+pub fn remove_temporaries(path: &Path) -> Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+    let prefix = format!(".{}.", name.to_string_lossy());
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(&prefix) && name.ends_with(".tmp") {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes a file that may be absent.
 ///
 /// # Errors
@@ -138,6 +154,11 @@ mod tests {
         write_atomic(&path, b"two").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        for left in [".state.json.7.tmp", ".other.json.7.tmp"] {
+            std::fs::write(dir.path().join(left), "").unwrap();
+        }
+        remove_temporaries(&path).unwrap();
+        assert!(!dir.path().join(".state.json.7.tmp").exists() && dir.path().join(".other.json.7.tmp").exists());
     }
 
     #[test]

@@ -156,6 +156,11 @@ impl Home {
         self.states().join(".ids.lock")
     }
 
+    /// Held by `puter init`.
+    pub fn init_lock(&self) -> PathBuf {
+        self.states().join(".init.lock")
+    }
+
     /// cloud-hypervisor's API socket.
     pub fn api(&self, vm: &str) -> PathBuf {
         self.run().join(format!("{vm}.api"))

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
@@ -48,6 +49,11 @@ pub fn init(
 ) -> Result<Image> {
     context.home.prepare()?;
     key::public(context.home)?;
+    let busy = "another init has been working for 10 minutes";
+    let _lock = super::files::lock(&context.home.init_lock(), Duration::from_secs(600), busy)?;
+    for path in [context.home.kernel(), context.home.initrd(), context.home.defaults()] {
+        super::files::remove_temporaries(&path)?;
+    }
     let store = Store::open(&context.home.images())?;
     // Until the defaults name the image, nothing else says that it is needed.
     let _hold = store.hold()?;

@@ -131,7 +131,7 @@ impl Host {
 
     /// Every file in the data directory but logs and locks, with images.
     pub fn files(&self) -> Vec<String> {
-        let script = "cd \"$0\" && find . -type f -o -type s | grep -v -e '\\.log$' -e 'lock$' -e '^./ssh/' | sort";
+        let script = "cd \"$0\" && find . -type f -o -type s | grep -v -e '\\.log$' -e '/\\.[^/]*lock$' -e '/images/lock$' -e '/images/tmp/.*[.]lock$' -e '/run/daemon\\.lock$' -e '^./ssh/' | sort";
         let all = output(self.world.root("sh").args(["-c", script]).arg(self.world.home())).unwrap();
         all.lines().map(String::from).collect()
     }

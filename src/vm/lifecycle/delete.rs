@@ -14,12 +14,14 @@ use crate::vm::{Hint, files};
 /// # Errors
 /// When there is no such VM, it runs and `force` is not set, or something cannot be removed.
 pub fn delete(context: &Context, name: &str, force: bool) -> Result<()> {
-    let _lock = context.lock(name)?;
+    context.locked(name, || delete_locked(context, name, force))
+}
+
+fn delete_locked(context: &Context, name: &str, force: bool) -> Result<()> {
     let mut vm = match Vm::load(context.home, name) {
         Err(error) if force => {
             context.observer.note(name, &format!("removing what its name tells: {error:#}"));
-            remove_files(context, name, context.home.overlay(name).as_path())?;
-            return files::remove(&context.home.vm_lock(name));
+            return remove_files(context, name, context.home.overlay(name).as_path());
         }
         Err(error) => return Err(error).hint(format!("`puter delete --force {name}` removes the VM all the same")),
         Ok(None) => existing(context.home, name)?,
@@ -32,8 +34,7 @@ pub fn delete(context: &Context, name: &str, force: bool) -> Result<()> {
         }
         process::kill(id.pid, id.start_time, Duration::from_secs(10));
     }
-    remove(context, &mut vm)?;
-    files::remove(&context.home.vm_lock(name))
+    remove(context, &mut vm)
 }
 
 /// Removes everything of a VM that does not run, but for its lock, which the caller holds.

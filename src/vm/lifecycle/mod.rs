@@ -16,7 +16,11 @@ pub use stop::{Stopped, stop};
 use super::home::Home;
 use super::settings::Settings;
 use super::{Hint, files};
+use crate::hypervisor;
 use crate::image::{self, PullOptions};
+
+/// How long a stray hypervisor may take to end.
+const STRAY_LIMIT: Duration = Duration::from_secs(10);
 
 /// What every command works with.
 pub struct Context<'a> {
@@ -68,16 +72,35 @@ impl Context<'_> {
         Ok(result)
     }
 
-    /// Takes the VM's lock; two commands on one VM take turns.
+    /// Ends hypervisors of the VM that no state file knows: the command that started one was killed before it could
+    /// write that down. The caller holds the lock and has seen that the VM does not run.
+    fn end_strays(&self, vm: &str) {
+        for (pid, start_time) in hypervisor::serving(&self.home.api(vm)) {
+            self.observer.note(vm, &format!("ending the hypervisor (process {pid}) that a killed command left"));
+            hypervisor::process::kill(pid, start_time, STRAY_LIMIT);
+        }
+    }
+
+    /// Does `work` under the VM's lock: two commands on one VM take turns.
+    fn locked<T>(&self, vm: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _lock = self.lock(vm)?;
+        let result = work();
+        // The lock of a VM that is not, or not any more, would be litter.
+        if !self.home.state(vm).exists() {
+            files::remove(&self.home.vm_lock(vm))?;
+        }
+        result
+    }
+
     fn lock(&self, vm: &str) -> Result<files::Lock> {
         crate::protocol::address::check_vm_name(vm).map_err(anyhow::Error::msg)?;
         let limit = Duration::from_secs(20);
-        files::lock(
-            &self.home.vm_lock(vm),
-            limit,
-            &format!("another command has been working on '{vm}' for 20 seconds"),
-        )
-        .hint("wait for it to end, then try again")
+        let busy = format!("another command has been working on '{vm}' for 20 seconds");
+        let lock = files::lock(&self.home.vm_lock(vm), limit, &busy).hint("wait for it to end, then try again")?;
+        for path in [self.home.state(vm), self.home.known_hosts(vm)] {
+            files::remove_temporaries(&path)?;
+        }
+        Ok(lock)
     }
 }
 

@@ -49,8 +49,11 @@ pub struct Started {
 /// When any step fails or the user cancels: what this command made is removed again, and a VM that was there before is
 /// stopped as it was.
 pub fn start(context: &Context, name: &str, options: &StartOptions) -> Result<Started> {
+    context.locked(name, || start_locked(context, name, options))
+}
+
+fn start_locked(context: &Context, name: &str, options: &StartOptions) -> Result<Started> {
     let began = Instant::now();
-    let _lock = context.lock(name)?;
     context.home.check_sockets(name)?;
     let existing = match Vm::load(context.home, name)? {
         // We hold the lock, so the command that was at it has ended midway.
@@ -94,12 +97,13 @@ pub fn start(context: &Context, name: &str, options: &StartOptions) -> Result<St
 /// # Errors
 /// When the agent does not come or refuses; the VM is left running for the user to look at.
 pub fn finish(context: &Context, name: &str) -> Result<Vm> {
-    let _lock = context.lock(name)?;
-    let mut vm = existing(context.home, name)?;
-    if vm.status() == Status::Starting {
-        meet_agent(context, &mut vm)?;
-    }
-    Ok(vm)
+    context.locked(name, || {
+        let mut vm = existing(context.home, name)?;
+        if vm.status() == Status::Starting {
+            meet_agent(context, &mut vm)?;
+        }
+        Ok(vm)
+    })
 }
 
 fn check_startable(vm: &Vm, options: &StartOptions) -> Result<()> {
@@ -264,6 +268,7 @@ fn run(
         api_socket: home.api(&name),
         events: Some(home.events(&name)),
     };
+    context.end_strays(&name);
     let log = home.hypervisor_log(&name);
     files::remove(&home.console_log(&name))?;
     files::remove(&home.events(&name))?;
@@ -331,7 +336,6 @@ fn undo(context: &Context, mut vm: Vm, daemon: &daemon::Client, created: bool) {
             let _ = files::remove(&path);
         }
         let _ = files::remove(&home.state(&vm.name));
-        let _ = files::remove(&home.vm_lock(&vm.name));
     } else {
         vm.status = Status::Stopped;
         vm.process = None;

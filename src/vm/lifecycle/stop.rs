@@ -28,8 +28,11 @@ pub struct Stopped {
 /// # Errors
 /// When there is no such VM or its process cannot be ended.
 pub fn stop(context: &Context, name: &str, timeout: Duration, force: bool) -> Result<Stopped> {
+    context.locked(name, || stop_locked(context, name, timeout, force))
+}
+
+fn stop_locked(context: &Context, name: &str, timeout: Duration, force: bool) -> Result<Stopped> {
     let began = Instant::now();
-    let _lock = context.lock(name)?;
     let mut vm = existing(context.home, name)?;
     let Some(id) = vm.process.filter(|_| vm.is_alive()) else {
         clear(context, &mut vm)?;
@@ -84,6 +87,7 @@ fn wait_exit(id: ProcessId, timeout: Duration) -> Result<bool> {
 
 /// Removes what only a running VM has.
 pub(super) fn clear(context: &Context, vm: &mut Vm) -> Result<()> {
+    context.end_strays(&vm.name);
     for path in context.home.volatile(&vm.name) {
         files::remove(&path)?;
     }

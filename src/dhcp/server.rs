@@ -4,7 +4,7 @@
 //! leave as IP packets on a packet socket: a client without an address answers no ARP, and one with an address is
 //! reached at the MAC that the request came for, whatever the neighbour table was made to believe.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -75,7 +75,10 @@ impl Server {
                 }
                 Err(error) => error,
             };
-            eprintln!("puterd: DHCP on {}: {error:#}; trying again in {} s", self.interface, backoff.as_secs());
+            // Not eprintln!, which ends the process where nobody reads the log any more.
+            let said =
+                format!("puterd: DHCP on {}: {error:#}; trying again in {} s\n", self.interface, backoff.as_secs());
+            let _ = io::stderr().write_all(said.as_bytes());
             Timer::after(backoff).await;
             backoff = (backoff * 2).min(MAX_BACKOFF);
         }

@@ -70,6 +70,18 @@ fn udhcpc_gets_renews_and_gives_back_the_address_of_its_mac() {
     wait("the lease ends", || leases(&lab).is_empty());
 }
 
+/// Ends the process whose number is in this file.
+struct Ended(std::path::PathBuf);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let pid = std::fs::read_to_string(&self.0).ok().and_then(|text| text.trim().parse().ok());
+        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs root"]
 fn dhclient_that_remembers_another_address_is_told_and_gets_its_own() {
@@ -91,6 +103,8 @@ fn dhclient_that_remembers_another_address_is_told_and_gets_its_own() {
          renew never;\n  rebind never;\n  expire never;\n}\n",
     )
     .unwrap();
+    // It goes to the background, and must not outlive a test that fails.
+    let _end = Ended(lab.dir.path().join("pid"));
     let dhclient = format!("dhclient -v -cf /dev/null -sf {script} -lf {dir}/leases -pf {dir}/pid");
     let said = lab.run(&holder, &format!("timeout 50 {dhclient} -1 eth0 2>&1"));
     assert!(said.contains("DHCPREQUEST for 10.0.0.99"), "{said}");

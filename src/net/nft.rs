@@ -290,6 +290,8 @@ fn guest_rules(mac: Mac, address: Ipv4Addr) -> Vec<Rule> {
         // A probe for a duplicate of an address names no sender (RFC 5227).
         arp().payload(1, 14, 4).compare(false, &[0; 4]).accept(),
         ip().meta(Meta::Protocol, false, &[IPPROTO_UDP]).payload(2, 0, 2).compare(false, &67u16.to_be_bytes()).drop(),
+        // A client speaks for its own MAC: 28 bytes into the message (RFC 2131, section 2), after UDP's header.
+        ip().port(IPPROTO_UDP, 67).payload(2, 8 + 28, 6).compare(true, &mac.0).drop(),
         ip().payload(1, 12, 4).compare(false, &octets).accept(),
         ip().payload(1, 12, 4).compare(false, &[0; 4]).port(IPPROTO_UDP, 67).accept(),
         Rule::new().drop(),

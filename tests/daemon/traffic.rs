@@ -93,6 +93,16 @@ fn a_guest_sends_as_itself_alone() {
         assert_eq!(receive(), "its own");
     };
     check();
+    // To a DHCP server it speaks for its own MAC alone, which is 28 bytes into the message.
+    let server = frames::inside(&peer, || UdpSocket::bind("10.0.0.201:67").unwrap());
+    server.set_read_timeout(Some(LIMIT)).unwrap();
+    let message = |mac: &str| {
+        frames::udp(own, 68, (Ipv4Addr::new(10, 0, 0, 201), 67), &format!("{}{mac}{}", "x".repeat(28), "x".repeat(20)))
+    };
+    frames::send(&tap, &[message("RT\0\0\0\u{c}"), message("RT\0\0\0\u{b}")]);
+    let mut text = [0; 100];
+    let size = server.recv(&mut text).unwrap();
+    assert_eq!(&text[28..34], b"RT\0\0\0\x0b", "{size} bytes");
     // A restart leaves the filter as it is, and so does a repeated request.
     daemon.stop(Signal::KILL);
     let _daemon = lab.start(&[]);

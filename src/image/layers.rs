@@ -23,7 +23,7 @@ const BUFFER: usize = 256 << 10;
 /// What an image may ask for.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Entries of all layers together.
+    /// Entries of all layers together, and directories that only their paths name.
     pub entries: u64,
     /// Bytes of all files together, holes included.
     pub bytes: u64,
@@ -76,10 +76,8 @@ impl Converter {
         self.layer = self.layer.checked_add(1).context("an image of more than 65535 layers")?;
         let mut archive = Archive::new(tar);
         while let Some(entry) = archive.next_entry()? {
-            self.entries += 1;
-            let most = self.options.limits.entries;
-            ensure!(self.entries <= most, "the image has more than {most} entries");
-            self.take(&mut archive, &entry).with_context(|| format!("the layer's entry {}", show(&entry.path)))?;
+            let taken = self.count(1).and_then(|()| self.take(&mut archive, &entry));
+            taken.with_context(|| format!("the layer's entry {}", show(&entry.path)))?;
         }
         archive.drain()
     }
@@ -92,6 +90,13 @@ impl Converter {
         self.writer.finish(&self.options.label, self.options.spare)
     }
 
+    fn count(&mut self, entries: u64) -> Result<()> {
+        self.entries += entries;
+        let most = self.options.limits.entries;
+        ensure!(self.entries <= most, "the image has more than {most} entries");
+        Ok(())
+    }
+
     fn take<R: Read>(&mut self, archive: &mut Archive<R>, entry: &Entry) -> Result<()> {
         let path = components(&entry.path)?;
         let Some((name, parents)) = path.split_last() else {
@@ -102,10 +107,13 @@ impl Converter {
         if name.starts_with(WHITEOUT) {
             return self.white_out(parents, name);
         }
-        let parent = match self.writer.walk(&mut Walk::new(parents.iter().copied()), Some(self.layer))? {
+        let mut walk = Walk::new(parents.iter().copied());
+        let parent = match self.writer.walk(&mut walk, Some(self.layer))? {
             Place::Directory(inode) => inode,
             Place::Leaf(_) | Place::Missing(..) => bail!("its parent is not a directory"),
         };
+        // A path of 4 KiB may need two thousand directories.
+        self.count(walk.made().into())?;
         let layer = self.layer;
         match entry.kind {
             Kind::Directory => {

@@ -27,6 +27,7 @@ pub struct Walk {
     todo: Vec<Vec<u8>>,
     links: u32,
     steps: u32,
+    entered: u32,
 }
 
 /// Where a way has come.
@@ -44,7 +45,7 @@ impl Walk {
     pub fn new<'a>(components: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut todo: Vec<Vec<u8>> = components.into_iter().map(<[u8]>::to_vec).collect();
         todo.reverse();
-        Self { stack: vec![ROOT], todo, links: 0, steps: 0 }
+        Self { stack: vec![ROOT], todo, links: 0, steps: 0, entered: 0 }
     }
 
     /// Begins at the root with the components of `path`.
@@ -55,6 +56,12 @@ impl Walk {
     /// Enters a directory, which the caller has just made at the missing name.
     pub fn enter(&mut self, directory: u32) {
         self.stack.push(directory);
+        self.entered += 1;
+    }
+
+    /// Directories that had to be made for the way.
+    pub fn made(&self) -> u32 {
+        self.entered
     }
 }
 

@@ -265,6 +265,10 @@ fn limits_on_entries_and_bytes_hold() {
     let many: Vec<u8> = (0..11).flat_map(|number| file(&format!("f{number}"), "")).collect();
     let error = apply(Limits { entries: 10, ..Limits::default() }, &mut Cursor::new(many));
     assert!(error.contains("more than 10 entries"), "{error}");
+    // Directories that only a path names are entries as well.
+    let deep = file(&"d/".repeat(11), "");
+    let error = apply(Limits { entries: 10, ..Limits::default() }, &mut Cursor::new(deep));
+    assert!(error.contains("more than 10 entries"), "{error}");
     let zeros = pax(&[("size", b"2199023255552")], header(b"zeros", b'0', b"", 0));
     let error = apply(Limits::default(), &mut Cursor::new(zeros.clone()).chain(std::io::repeat(0)));
     assert!(error.contains("zeros") && error.contains("bytes"), "{error}");

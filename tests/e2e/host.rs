@@ -29,6 +29,11 @@ impl Host {
         self.push(&variable("PUTER_TEST_GUEST"), build::GUEST_TAG, "puter/debian")
     }
 
+    /// Pushes the guest that boots fast.
+    pub fn push_small_guest(&self) -> String {
+        self.push(&variable("PUTER_TEST_SMALL_GUEST"), build::GUEST_TAG, "puter/small")
+    }
+
     /// Pushes an image that holds just these files.
     pub fn push_small(&self, name: &str, files: &[(&str, &str)]) -> String {
         let tree = self.world.dir().join(format!("{name}.tree"));

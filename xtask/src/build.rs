@@ -8,8 +8,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
-use crate::guest_image;
 use crate::shell::{find, run, top};
+use crate::{guest_image, small_guest};
 
 /// The names by which users call the one executable.
 pub const NAMES: [&str; 3] = ["puter", "puterd", "puter-agent"];
@@ -110,6 +110,23 @@ pub fn guest_image(built: &Built) -> Result<PathBuf> {
     let now = fingerprint(&[&recipe, &source, &built.executable])?;
     made_once(&out, &now, || {
         guest_image::build(&guest_image::Options { base: &base, binary: &built.executable, out: &out, tag: GUEST_TAG })
+    })?;
+    Ok(out)
+}
+
+/// The small guest's OCI layout in `target/guest/small`; [`guest_image`] comes first.
+///
+/// # Errors
+/// When a tool fails.
+pub fn small_guest(built: &Built) -> Result<PathBuf> {
+    let top = top();
+    let dir = top.join("target/guest");
+    let (base, out) = (dir.join("base.tar"), dir.join("small"));
+    let recipe = top.join("tests/small-guest");
+    let now =
+        fingerprint(&[&recipe, &top.join("xtask/src/small_guest.rs"), &dir.join("base.stamp"), &built.executable])?;
+    made_once(&out, &now, || {
+        small_guest::build(&small_guest::Options { base: &base, binary: &built.executable, out: &out, tag: GUEST_TAG })
     })?;
     Ok(out)
 }

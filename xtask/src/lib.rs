@@ -7,5 +7,6 @@ pub mod guest_image;
 pub mod packages;
 pub mod registry;
 pub mod shell;
+pub mod small_guest;
 pub mod suite;
 pub mod world;

@@ -30,7 +30,11 @@ struct Build {}
 /// Build the guest's OCI image in target/guest/oci from Debian packages.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "guest-image")]
-struct GuestImage {}
+struct GuestImage {
+    /// build the small guest of the tests in target/guest/small as well
+    #[argh(switch)]
+    small: bool,
+}
 
 /// Do the main job before your eyes: build, boot two machines, use them, clean up.
 #[derive(FromArgs)]
@@ -60,9 +64,13 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Build(_) => build::release().map(|built| println!("{}", built.dir.display())),
-        Command::GuestImage(_) => {
+        Command::GuestImage(options) => {
             packages::install(packages::GUEST_IMAGE)?;
-            let guest = build::guest_image(&build::release()?)?;
+            let built = build::release()?;
+            let guest = build::guest_image(&built)?;
+            if options.small {
+                println!("oci:{}", build::small_guest(&built)?.display());
+            }
             println!("oci:{}", guest.display());
             Ok(())
         }

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod daemon;
 pub mod dhcp;
 pub mod disk;
+pub mod failpoint;
 pub mod hint;
 pub mod hypervisor;
 pub mod image;
@@ -15,6 +16,7 @@ pub mod net;
 pub mod notify;
 pub mod protocol;
 pub mod vm;
+pub mod watch;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -36,6 +38,7 @@ pub fn dispatch(mut argv: Vec<OsString>) -> ExitCode {
             "puter" => |args| without_capabilities(cli::main, args),
             "puterd" => daemon::main,
             "puter-agent" => |args| without_capabilities(agent::main, args),
+            "puter-monitor" => |args| without_capabilities(vm::monitor::main, args),
             "puter-emulator" => |args| without_capabilities(hypervisor::emulator::main, args),
             _ if attempt == 0 => {
                 argv.remove(0);

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use puter::hypervisor::{
-    Client, Disk, DiskFormat, Kind, Machine, Setting, State, Vsock, detect, launch, process, wait_ready,
+    Client, Disk, DiskFormat, Kind, Launch, Machine, Serial, Setting, State, Vsock, detect, process, wait_ready,
 };
 
 const PUTER: &str = env!("CARGO_BIN_EXE_puter-multi");
@@ -65,7 +65,8 @@ fn plain(dir: &Path) -> Machine {
         }],
         nets: Vec::new(),
         vsock: Some(Vsock { cid: 5, socket: dir.join("vsock") }),
-        console_log: dir.join("console"),
+        shares: Vec::new(),
+        serial: Serial::File(dir.join("console")),
         api_socket: dir.join("api"),
         events: Some(dir.join("events")),
     }
@@ -134,7 +135,7 @@ fn a_guest_boots_pauses_resumes_and_powers_off() {
     client.power_button().unwrap(); // This guest does not listen to it.
     until("the guest to power off", dir.path(), || emulator.0.try_wait().unwrap().is_some());
     assert!(emulator.0.wait().unwrap().success());
-    assert!(fs::read_to_string(&machine.console_log).unwrap().contains("MARKER"));
+    assert!(fs::read_to_string(dir.path().join("console")).unwrap().contains("MARKER"));
     let expected = ["vmm starting", "vm booting", "vm booted", "vm pausing", "vm paused", "vm resuming", "vm resumed"];
     let names = event_names(&machine);
     assert_eq!(names[..7], expected);
@@ -148,7 +149,7 @@ fn a_guest_that_reboots_stays_the_same_machine() {
     let dir = tempfile::tempdir().unwrap();
     let machine = machine(dir.path(), kernel(), initrd(dir.path(), "/bin/busybox sleep 1; /bin/busybox reboot -f"));
     let emulator = Emulator::start(&machine, dir.path());
-    let marks = || fs::read_to_string(&machine.console_log).unwrap_or_default().matches("MARKER").count();
+    let marks = || fs::read_to_string(dir.path().join("console")).unwrap_or_default().matches("MARKER").count();
     until("the second boot", dir.path(), || marks() >= 2);
     assert!(event_names(&machine).contains(&"vm rebooted".to_owned()));
     assert_eq!(emulator.children().len(), 2, "QEMU and vhost-device-vsock are still there");
@@ -175,6 +176,10 @@ fn a_killed_emulator_leaves_no_process_and_the_next_launch_cleans_its_sockets() 
     // Any program will do as the next hypervisor: the cleaning comes before it.
     launch(&falsehood(), &machine, &dir.path().join("log")).unwrap();
     assert!(!machine.api_socket.exists() && !dir.path().join("vsock").exists());
+}
+
+fn launch(kind: &Kind, machine: &Machine, log: &Path) -> anyhow::Result<puter::hypervisor::Process> {
+    Launch::new(kind, machine, log)?.spawn()
 }
 
 /// A hypervisor that ends at once.
@@ -216,10 +221,13 @@ fn a_hypervisor_that_dies_at_once_is_noticed_at_once_and_a_live_socket_is_respec
     let mut machine = machine(dir.path(), "/k".into(), "/i".into());
     machine.vsock = None;
     let kind = falsehood();
-    let mut process = launch(&kind, &machine, &dir.path().join("log")).unwrap();
-    let client = Client::new(&machine.api_socket);
-    let error = wait_ready(&mut process, &client, &AtomicBool::new(false), LIMIT).unwrap_err().to_string();
-    assert!(error.contains("ended at once (exit status: 1)"), "{error}");
+    let process = launch(&kind, &machine, &dir.path().join("log")).unwrap();
+    let id = (process.pid(), process.start_time());
+    let events = dir.path().join("events");
+    // A zombie has ended: nobody needs to have reaped it.
+    let error = wait_ready(id, &events, &AtomicBool::new(false), LIMIT).unwrap_err().to_string();
+    assert!(error.contains("ended at once"), "{error}");
+    process.into_child().wait().unwrap();
     let _listener = UnixListener::bind(&machine.api_socket).unwrap();
     let error = launch(&kind, &machine, &dir.path().join("log")).unwrap_err().to_string();
     assert!(error.contains("already listens"), "{error}");
@@ -233,10 +241,15 @@ fn cloud_hypervisor_itself_takes_the_arguments_and_the_requests() {
     let machine = machine(dir.path(), kernel(), initrd(dir.path(), ""));
     let kind = detect(&Setting::Path(path.into())).unwrap();
     let log = dir.path().join("log");
-    let mut process = launch(&kind, &machine, &log).unwrap();
+    let process = launch(&kind, &machine, &log).unwrap();
     let client = Client::new(&machine.api_socket);
     let checks = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        if let Err(error) = wait_ready(&mut process, &client, &AtomicBool::new(false), LIMIT) {
+        if let Err(error) = wait_ready(
+            (process.pid(), process.start_time()),
+            machine.events.as_deref().unwrap(),
+            &AtomicBool::new(false),
+            LIMIT,
+        ) {
             panic!("{error:#}: {}", fs::read_to_string(&log).unwrap());
         }
         client.pause().unwrap();

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use argh::FromArgs;
-use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener};
+use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
 
 use self::files::Guest;
 use self::server::Server;
@@ -76,6 +76,7 @@ fn run(options: &Options) -> Result<()> {
             let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, port)
                 .with_context(|| format!("cannot listen on vsock port {port}"))?;
             ready();
+            knock();
             server.serve(|| {
                 let (stream, peer) = listener.accept()?;
                 // A program in this guest reaches the port as well, by the local transport.
@@ -90,6 +91,11 @@ fn run(options: &Options) -> Result<()> {
         }
         _ => bail!("cannot listen on '{}': give vsock:PORT or unix:PATH", options.listen),
     }
+}
+
+/// Tells the host that it can come: a connection to the same port there. Without anybody who listens, nothing is lost.
+fn knock() {
+    std::thread::spawn(|| drop(VsockStream::connect_with_cid_port(VMADDR_CID_HOST, PORT)));
 }
 
 fn ready() {

@@ -12,7 +12,7 @@ use crate::protocol::address::Mac;
 use crate::vm::home::Home;
 use crate::vm::lifecycle::unix_now;
 use crate::vm::settings::show_size;
-use crate::vm::state::{ImageId, Status, Vm, existing};
+use crate::vm::state::{Exit, ImageId, Restart, Retry, Vm, existing};
 
 /// Show everything about VMs.
 #[derive(FromArgs)]
@@ -31,7 +31,7 @@ pub struct Info {
 pub struct Shown<'a> {
     pub name: &'a str,
     pub id: u32,
-    pub status: &'static str,
+    pub status: String,
     pub pid: Option<u32>,
     pub ip: Ipv4Addr,
     pub mac: Mac,
@@ -52,17 +52,23 @@ pub struct Shown<'a> {
     /// Seconds since the start, of a VM that runs.
     pub uptime: Option<u64>,
     pub hypervisor: Option<&'a str>,
+    pub restart: Restart,
+    pub autostart: bool,
+    /// How it last ended by itself.
+    pub exit: Option<&'a Exit>,
+    /// Restarts in a row, and when the next is due.
+    pub retry: Option<Retry>,
 }
 
 impl<'a> Shown<'a> {
     pub fn new(home: &Home, vm: &'a Vm) -> Shown<'a> {
         use std::os::unix::fs::MetadataExt;
-        let status = vm.status();
-        let alive = !matches!(status, Status::Stopped | Status::Creating | Status::Deleting);
+        let state = vm.state();
+        let alive = state.is_active();
         Shown {
             name: &vm.name,
             id: vm.id,
-            status: status.word(),
+            status: state.to_string(),
             pid: vm.process.filter(|_| alive).map(|p| p.pid),
             ip: vm.ip,
             mac: vm.mac,
@@ -78,6 +84,10 @@ impl<'a> Shown<'a> {
             created: vm.created,
             uptime: vm.started.filter(|_| alive).map(|started| unix_now().saturating_sub(started)),
             hypervisor: vm.hypervisor.as_deref().filter(|_| alive),
+            restart: vm.restart,
+            autostart: vm.autostart,
+            exit: vm.exit.as_ref().filter(|_| !alive),
+            retry: vm.retry,
         }
     }
 
@@ -91,6 +101,15 @@ impl<'a> Shown<'a> {
         }
         if let (Some(hypervisor), Some(pid)) = (self.hypervisor, self.pid) {
             row("hypervisor", format!("{hypervisor}, process {pid}"));
+        }
+        if let Some(exit) = self.exit {
+            row("ended", format!("{} ago: {}", output::show_seconds(unix_now().saturating_sub(exit.at)), exit.reason));
+        }
+        if let Some(retry) = self.retry.filter(|_| self.pid.is_none()) {
+            let left = retry.at.saturating_sub(unix_now());
+            row("restart", format!("{}, attempt {} in {left} s", self.restart.word(), retry.count));
+        } else if self.restart != Restart::No {
+            row("restart", self.restart.word().to_string());
         }
         row("address", self.ip.to_string());
         row("mac", self.mac.to_string());

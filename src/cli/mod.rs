@@ -1,6 +1,7 @@
 //! `puter`: the command line. One file per command; what they do lives in [`crate::vm`].
 
 mod config;
+mod console;
 mod daemon;
 mod delete;
 mod doctor;
@@ -55,6 +56,7 @@ enum Command {
     SshConfig(ssh_config::SshConfig),
     Exec(exec::Exec),
     Logs(logs::Logs),
+    Console(console::Console),
     Daemon(daemon::Daemon),
     Doctor(doctor::Doctor),
     Config(config::Config),
@@ -109,6 +111,7 @@ impl Command {
             Command::SshConfig(command) => command.run(),
             Command::Exec(command) => command.run(),
             Command::Logs(command) => command.run(),
+            Command::Console(command) => command.run(),
             Command::Daemon(command) => command.run(),
             Command::Doctor(command) => command.run(),
             Command::Config(command) => command.run(),
@@ -223,11 +226,20 @@ fn each<T: Send>(names: &[String], work: impl Fn(&str) -> Result<T> + Sync) -> R
 fn finish(name: &str) -> Result<()> {
     let home = Home::from_env()?;
     let settings = Settings::load()?;
-    let context = Context { home: &home, settings: &settings, observer: &progress::Silent };
+    let context = Context { home: &home, settings: &settings, observer: &lifecycle::Silent };
     lifecycle::finish(&context, name).map(|_| ())
 }
 
 /// Reads a size option.
 fn size(text: &str) -> Result<u64, String> {
     crate::vm::settings::parse_size(text)
+}
+
+/// Reads a yes-or-no option.
+fn yes_or_no(text: &str) -> Result<bool, String> {
+    match text {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err(format!("'{text}' is neither yes nor no")),
+    }
 }

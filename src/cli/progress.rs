@@ -123,19 +123,6 @@ impl Observer for Progress {
     }
 }
 
-/// Says nothing: for the process that `start --no-wait` leaves behind.
-pub struct Silent;
-
-impl Observer for Silent {
-    fn begin(&self, _: &str, _: &str) {}
-    fn end(&self, _: &str, _: &str, _: Duration) {}
-    fn note(&self, _: &str, _: &str) {}
-    fn pull(&self) -> &dyn image::Progress {
-        self
-    }
-    fn pulled(&self) {}
-}
-
 const BYTES: &str = "{msg} [{bar:24}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
 
 impl image::Progress for Progress {
@@ -204,12 +191,6 @@ impl image::Progress for Progress {
         self.line(&format!("image: {text}"));
     }
 
-    fn cancelled(&self) -> bool {
-        cancel::check().is_err()
-    }
-}
-
-impl image::Progress for Silent {
     fn cancelled(&self) -> bool {
         cancel::check().is_err()
     }

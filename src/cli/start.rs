@@ -3,8 +3,9 @@
 use anyhow::Result;
 use argh::FromArgs;
 
-use super::{each, output, size, with_context};
+use super::{each, output, size, with_context, yes_or_no};
 use crate::vm::lifecycle::{self, StartOptions};
+use crate::vm::state::Restart;
 
 /// Start VMs; one that does not exist is made first.
 #[derive(FromArgs)]
@@ -22,9 +23,15 @@ pub struct Start {
     /// memory, such as 512M or 2G
     #[argh(option, from_str_fn(size))]
     memory: Option<u64>,
-    /// size of a new VM's disk, such as 20G
+    /// size of the disk, such as 20G; that of an existing VM grows
     #[argh(option, from_str_fn(size))]
     disk: Option<u64>,
+    /// what happens when the VM ends by itself: no, on-failure or always
+    #[argh(option, arg_name = "policy")]
+    restart: Option<Restart>,
+    /// whether the VM starts with the user's services: yes or no
+    #[argh(option, from_str_fn(yes_or_no), arg_name = "answer")]
+    autostart: Option<bool>,
     /// return once the VM boots; a process in the background ends the rest
     #[argh(switch)]
     no_wait: bool,
@@ -41,6 +48,9 @@ impl Start {
             memory: self.memory,
             disk: self.disk,
             no_wait: self.no_wait,
+            restart: self.restart,
+            autostart: self.autostart,
+            retry: None,
         };
         with_context(|context| {
             let started = each(&self.names, |name| {

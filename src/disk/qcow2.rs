@@ -136,6 +136,41 @@ fn overlay_bytes(backing: &Path, format: Format, size: u64) -> Result<Vec<u8>> {
     Ok(image)
 }
 
+/// Makes the disk larger: `size` bytes, which the guest sees from its next boot on. Nobody may have it open.
+///
+/// # Errors
+/// When the file is no overlay that puter made, `size` is less than it has or more than its L1 table can grow to, or
+/// the write fails; the disk stays as it was.
+pub fn grow(path: &Path, size: u64) -> Result<()> {
+    let what = || format!("cannot grow the disk {}", path.display());
+    let former = read_header(path)?.size;
+    ensure!(size >= former, "the disk {} has {former} bytes and cannot shrink to {size}", path.display());
+    ensure!(size.is_multiple_of(512), "a disk's size must be a multiple of 512 bytes, not {size}");
+    let file = File::options().read(true).write(true).open(path).with_context(what)?;
+    let mut head = [0; HEADER_LENGTH as usize];
+    file.read_exact_at(&mut head, 0).with_context(what)?;
+    let number = |at: usize, length: usize| head[at..at + length].iter().fold(0, |sum, &b| sum << 8 | u64::from(b));
+    ensure!(number(20, 4) == u64::from(CLUSTER_BITS), "{} has clusters of another size than puter's", path.display());
+    let (entries, table) = (number(36, 4), number(40, 8));
+    let room = (entries * 8).next_multiple_of(CLUSTER) / 8;
+    let needed = size.div_ceil(BYTES_PER_L1_ENTRY).max(entries);
+    ensure!(
+        needed <= room && size <= MAX_SIZE,
+        "the disk {} can grow to {} bytes, not to {size}",
+        path.display(),
+        room * BYTES_PER_L1_ENTRY
+    );
+    // The table has its clusters whole; what was beyond its end becomes part of it and must name nothing.
+    file.write_all_at(&vec![0; ((needed - entries) * 8) as usize], table + entries * 8).with_context(what)?;
+    file.sync_data().with_context(what)?;
+    // Size, encryption (none) and the table's length in one write, within a sector.
+    let mut fields = [0; 16];
+    fields[..8].copy_from_slice(&size.to_be_bytes());
+    fields[12..].copy_from_slice(&(needed as u32).to_be_bytes());
+    file.write_all_at(&fields, 24).with_context(what)?;
+    file.sync_all().with_context(what)
+}
+
 /// Reads and checks the header of the qcow2 file at `path`.
 ///
 /// # Errors
@@ -209,6 +244,31 @@ mod tests {
             assert_eq!(info["virtual-size"], size);
             assert_eq!(info["backing-filename-format"], "raw");
         }
+    }
+
+    #[test]
+    fn a_disk_grows_keeps_what_it_has_and_never_shrinks() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = base(dir.path(), 1 << 20);
+        let overlay = dir.path().join("vm.qcow2");
+        create_overlay(&overlay, &base, Format::Raw, 1 << 30).unwrap();
+        let tool = |words: &[&str]| {
+            let output = std::process::Command::new(words[0]).args(&words[1..]).arg(&overlay).output();
+            output.inspect(|done| assert!(done.status.success(), "{words:?}: {done:?}")).is_ok()
+        };
+        let has_tools = tool(&["qemu-io", "-f", "qcow2", "-c", "write -P 7 1000M 64k"]);
+        for size in [1 << 30, 20 << 30, 3 << 40] {
+            grow(&overlay, size).unwrap();
+            assert_eq!(read_header(&overlay).unwrap().size, size);
+            if has_tools {
+                let last = format!("write -P 9 {} 64k", size - (1 << 20));
+                tool(&["qemu-io", "-f", "qcow2", "-c", "read -P 7 1000M 64k", "-c", &last]);
+                tool(&["qemu-img", "check"]);
+            }
+        }
+        assert!(grow(&overlay, 1 << 30).unwrap_err().to_string().contains("cannot shrink"));
+        assert!(grow(&overlay, 5 << 40).unwrap_err().to_string().contains("can grow to 4398046511104 bytes"));
+        assert_eq!(read_header(&overlay).unwrap().size, 3 << 40);
     }
 
     #[test]

@@ -18,8 +18,9 @@ pub struct Machine {
     pub disks: Vec<Disk>,
     pub nets: Vec<Net>,
     pub vsock: Option<Vsock>,
-    /// Where the serial console's output goes.
-    pub console_log: PathBuf,
+    /// Directories of the host that the guest may mount.
+    pub shares: Vec<Share>,
+    pub serial: Serial,
     /// The Unix socket of the REST API.
     pub api_socket: PathBuf,
     /// Where events are written, as JSON.
@@ -58,6 +59,22 @@ pub struct Vsock {
     pub socket: PathBuf,
 }
 
+/// Where the serial console is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Serial {
+    /// Its output goes to this file.
+    File(PathBuf),
+    /// The hypervisor makes this Unix socket, and serves the one who connected last.
+    Socket(PathBuf),
+}
+
+/// A virtiofs device: the name under which the guest mounts it, and virtiofsd's socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    pub tag: String,
+    pub socket: PathBuf,
+}
+
 impl Machine {
     /// The command line, without the program.
     ///
@@ -69,7 +86,9 @@ impl Machine {
         plain(&self.api_socket)?;
         add("--api-socket", api_socket(&self.api_socket));
         add("--cpus", format!("boot={}", self.cpus));
-        add("--memory", format!("size={}", self.memory));
+        // virtiofsd reads and writes the guest's memory.
+        let shared = if self.shares.is_empty() { "" } else { ",shared=on" };
+        add("--memory", format!("size={}{shared}", self.memory));
         add("--kernel", whole(&self.kernel)?);
         if let Some(initrd) = &self.initrd {
             add("--initramfs", whole(initrd)?);
@@ -91,11 +110,22 @@ impl Machine {
         if let Some(vsock) = &self.vsock {
             add("--vsock", format!("cid={},socket={}", vsock.cid, plain(&vsock.socket)?));
         }
-        add("--serial", format!("file={}", plain(&self.console_log)?));
+        for share in &self.shares {
+            add("--fs", format!("tag={},socket={}", share.tag, plain(&share.socket)?));
+        }
+        add(
+            "--serial",
+            match &self.serial {
+                Serial::File(path) => format!("file={}", plain(path)?),
+                Serial::Socket(path) => format!("socket={}", plain(path)?),
+            },
+        );
         add("--console", "off".into());
         if let Some(events) = &self.events {
             add("--event-monitor", format!("path={}", plain(events)?));
         }
+        // A guest's kernel tells its panic by this device.
+        words.push("--pvpanic".into());
         Ok(words)
     }
 
@@ -105,10 +135,14 @@ impl Machine {
     /// When an option is unknown, missing or has no usable value; the error names it.
     pub fn from_arguments(words: &[String]) -> Result<Machine> {
         let (mut cpus, mut memory, mut kernel, mut initrd) = (None, None, None, None);
-        let (mut console_log, mut api_socket, mut events, mut vsock) = (None, None, None, None);
+        let (mut serial, mut api_socket, mut events, mut vsock) = (None, None, None, None);
         let (mut cmdline, mut disks, mut nets) = (String::new(), Vec::new(), Vec::new());
+        let mut shares = Vec::new();
         let mut rest = words.iter();
         while let Some(option) = rest.next() {
+            if option == "--pvpanic" {
+                continue;
+            }
             let value = rest.next().with_context(|| format!("the option {option} has no value"))?;
             let parts = Parts { option, value };
             match option.as_str() {
@@ -121,7 +155,13 @@ impl Machine {
                 "--disk" => disks.push(parts.disk()?),
                 "--net" => nets.push(Net { tap: parts.need("tap")?.into(), mac: parts.need("mac")?.into() }),
                 "--vsock" => vsock = Some(Vsock { cid: parts.number("cid")?, socket: parts.path("socket")? }),
-                "--serial" => console_log = Some(parts.path("file")?),
+                "--fs" => shares.push(Share { tag: parts.need("tag")?.into(), socket: parts.path("socket")? }),
+                "--serial" => {
+                    serial = Some(match parts.get("socket") {
+                        Some(_) => Serial::Socket(parts.path("socket")?),
+                        None => Serial::File(parts.path("file")?),
+                    });
+                }
                 "--console" => ensure!(value == "off", "the emulator knows only --console off"),
                 "--event-monitor" => events = Some(parts.path("path")?),
                 _ => bail!("the emulator does not know the option {option}"),
@@ -140,7 +180,8 @@ impl Machine {
             disks,
             nets,
             vsock,
-            console_log: console_log.context("the option --serial is missing")?,
+            shares,
+            serial: serial.context("the option --serial is missing")?,
             api_socket: api_socket.context("the option --api-socket is missing")?,
             events,
         })
@@ -221,7 +262,8 @@ pub(crate) mod tests {
             ],
             nets: vec![Net { tap: "pt-web".into(), mac: "52:54:00:00:00:0b".into() }],
             vsock: Some(Vsock { cid: 4, socket: "/h/run/web.vsock".into() }),
-            console_log: "/h/run/web.console".into(),
+            shares: vec![Share { tag: "share0".into(), socket: "/h/run/web.fs0".into() }],
+            serial: Serial::Socket("/h/run/web.serial".into()),
             api_socket: "/h/run/web.api".into(),
             events: Some("/h/run/web.events".into()),
         }
@@ -236,7 +278,9 @@ pub(crate) mod tests {
             "--disk path=/h/web.qcow2,image_type=qcow2,backing_files=on",
             "--net tap=pt-web,mac=52:54:00:00:00:0b",
             "--vsock cid=4,socket=/h/run/web.vsock",
-            "--serial file=/h/run/web.console --console off",
+            "--memory size=536870912,shared=on",
+            "--fs tag=share0,socket=/h/run/web.fs0",
+            "--serial socket=/h/run/web.serial --console off",
         ] {
             assert!(line.contains(part), "{line}");
         }
@@ -269,7 +313,7 @@ pub(crate) mod tests {
             let error = Machine::from_arguments(&words).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
-        assert!(Machine::from_arguments(&good[..good.len() - 1]).unwrap_err().to_string().contains("no value"));
+        assert!(Machine::from_arguments(&good[..good.len() - 2]).unwrap_err().to_string().contains("no value"));
         assert!(Machine::from_arguments(&[]).unwrap_err().to_string().contains("--cpus is missing"));
     }
 }

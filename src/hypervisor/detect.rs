@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::fs::OpenOptions;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -51,15 +50,13 @@ impl Kind {
         }
     }
 
-    /// The program to run, with no argument yet.
-    pub(super) fn command(&self) -> Result<Command> {
+    /// The program to run, and the name to call it by where that is another.
+    pub(super) fn program(&self) -> Result<(PathBuf, Option<String>)> {
         match self {
-            Kind::CloudHypervisor { path, .. } => Ok(Command::new(path)),
+            Kind::CloudHypervisor { path, .. } => Ok((path.clone(), None)),
             Kind::Emulated { .. } => {
                 let me = std::env::current_exe().context("cannot find puter's own executable")?;
-                let mut command = Command::new(me);
-                command.arg0("puter-emulator");
-                Ok(command)
+                Ok((me, Some("puter-emulator".into())))
             }
         }
     }

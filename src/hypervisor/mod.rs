@@ -4,22 +4,40 @@ pub mod arguments;
 pub mod client;
 mod detect;
 pub mod emulator;
+pub mod events;
 pub mod process;
 pub mod vsock;
 
 use std::fs::OpenOptions;
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
 
-pub use arguments::{Disk, DiskFormat, Machine, Net, Vsock};
+use crate::watch::{self, Watch};
+
+pub use arguments::{Disk, DiskFormat, Machine, Net, Serial, Share, Vsock};
 pub use client::{Client, State};
 pub use detect::{Kind, MINIMUM_VERSION, Setting, detect};
+
+/// A command line for a hypervisor, ready to run: what one process makes for another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    program: PathBuf,
+    /// The name to call it by, where that is not the program's own.
+    name: Option<String>,
+    arguments: Vec<String>,
+    api_socket: PathBuf,
+    /// Files of a former run that would block this one.
+    stale: Vec<PathBuf>,
+    log: PathBuf,
+}
 
 /// A hypervisor that was just started.
 #[derive(Debug)]
@@ -38,43 +56,70 @@ impl Process {
     pub fn start_time(&self) -> u64 {
         self.start_time
     }
+
+    /// The process as its parent has it.
+    pub fn into_child(self) -> Child {
+        self.child
+    }
 }
 
-/// Starts the hypervisor with the machine; it goes on when this process ends. What it prints goes to `log`.
-///
-/// Sockets that a crash left behind are removed first: they would block this start.
-///
-/// # Errors
-/// When the program or the log cannot be opened, or the machine cannot be told on a command line.
-pub fn launch(kind: &Kind, machine: &Machine, log: &Path) -> Result<Process> {
-    let arguments = machine.to_arguments()?;
-    let lock = PathBuf::from(format!("{}.lock", machine.api_socket.display()));
-    let vsock = machine.vsock.as_ref().map(|vsock| vsock.socket.as_path());
-    ensure!(
-        std::os::unix::net::UnixStream::connect(&machine.api_socket).is_err(),
-        "a hypervisor already listens on {}",
-        machine.api_socket.display()
-    );
-    for stale in [Some(machine.api_socket.as_path()), Some(lock.as_path()), vsock].into_iter().flatten() {
-        match std::fs::remove_file(stale) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot remove {}", stale.display()));
-            }
-            _ => {}
+impl Launch {
+    /// The machine's command line; what the hypervisor prints will go to `log`.
+    ///
+    /// # Errors
+    /// When the program cannot be found, or the machine cannot be told on a command line.
+    pub fn new(kind: &Kind, machine: &Machine, log: &Path) -> Result<Launch> {
+        let (program, name) = kind.program()?;
+        let lock = PathBuf::from(format!("{}.lock", machine.api_socket.display()));
+        let mut stale = vec![machine.api_socket.clone(), lock];
+        stale.extend(machine.vsock.as_ref().map(|vsock| vsock.socket.clone()));
+        if let Serial::Socket(path) = &machine.serial {
+            stale.push(path.clone());
         }
+        Ok(Launch {
+            program,
+            name,
+            arguments: machine.to_arguments()?,
+            api_socket: machine.api_socket.clone(),
+            stale,
+            log: log.to_path_buf(),
+        })
     }
-    let mut options = OpenOptions::new();
-    let log_file = options.write(true).create(true).truncate(true).mode(0o600).open(log);
-    let log_file = log_file.with_context(|| format!("cannot write {}", log.display()))?;
-    let mut command = kind.command()?;
-    command.args(&arguments).stdin(Stdio::null()).stdout(log_file.try_clone()?).stderr(log_file);
-    // Out of the terminal's reach: Ctrl-C is for the command, not for the machine.
-    command.process_group(0).current_dir("/");
-    let program = Path::new(command.get_program()).to_path_buf();
-    let child = command.spawn().with_context(|| format!("cannot run {}", program.display()))?;
-    // A child that has ended stays until it is waited for, so it has a start time or is a failure told by wait_ready.
-    let start_time = process::start_time(child.id()).unwrap_or(0);
-    Ok(Process { child, start_time })
+
+    /// Starts the hypervisor; it goes on when this process ends. Sockets that a crash left behind are removed first:
+    /// they would block this start.
+    ///
+    /// # Errors
+    /// When the program or the log cannot be opened, or a hypervisor serves the API socket already.
+    pub fn spawn(&self) -> Result<Process> {
+        ensure!(
+            std::os::unix::net::UnixStream::connect(&self.api_socket).is_err(),
+            "a hypervisor already listens on {}",
+            self.api_socket.display()
+        );
+        for stale in &self.stale {
+            match std::fs::remove_file(stale) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove {}", stale.display()));
+                }
+                _ => {}
+            }
+        }
+        let mut options = OpenOptions::new();
+        let log = options.write(true).create(true).truncate(true).mode(0o600).open(&self.log);
+        let log = log.with_context(|| format!("cannot write {}", self.log.display()))?;
+        let mut command = Command::new(&self.program);
+        if let Some(name) = &self.name {
+            command.arg0(name);
+        }
+        command.args(&self.arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        // Out of the terminal's reach: Ctrl-C is for the command, not for the machine.
+        command.process_group(0).current_dir("/");
+        let child = command.spawn().with_context(|| format!("cannot run {}", self.program.display()))?;
+        // A child that has ended stays until it is waited for, so it has a start time or is a failure told later.
+        let start_time = process::start_time(child.id()).unwrap_or(0);
+        Ok(Process { child, start_time })
+    }
 }
 
 /// The hypervisors that serve this API socket: those which a command started and was killed before it wrote that down.
@@ -82,28 +127,24 @@ pub fn serving(api_socket: &Path) -> Vec<(u32, u64)> {
     process::with_argument(&arguments::api_socket(api_socket))
 }
 
-/// Waits until the API answers and the machine runs.
+/// Waits until the machine runs, by the hypervisor's own events, which it writes to `events`.
 ///
 /// # Errors
 /// When the hypervisor ends, the time runs out, or `cancelled` becomes true.
-pub fn wait_ready(process: &mut Process, client: &Client, cancelled: &AtomicBool, limit: Duration) -> Result<()> {
+pub fn wait_ready((pid, start_time): (u32, u64), events: &Path, cancelled: &AtomicBool, limit: Duration) -> Result<()> {
     let end = Instant::now() + limit;
-    let mut pause = Duration::from_millis(2);
+    let watch = Watch::directory(events.parent().context("a file is in a directory")?)?;
+    let Some(held) = process::hold(pid, start_time) else { bail!("the hypervisor ended at once") };
     loop {
+        watch.drain();
+        if events::booted(&events::read(events)) {
+            return Ok(());
+        }
         ensure!(!cancelled.load(Ordering::Relaxed), "interrupted");
-        if let Some(status) = process.child.try_wait().context("cannot wait for the hypervisor")? {
-            bail!("the hypervisor ended at once ({status})");
-        }
-        match client.info() {
-            Ok(info) if info.state == State::Running => return Ok(()),
-            Ok(info) if Instant::now() >= end => {
-                bail!("the machine is {:?} and not running after {} s", info.state, limit.as_secs())
-            }
-            Err(error) if Instant::now() >= end => {
-                return Err(error.context(format!("the hypervisor was not ready within {} s", limit.as_secs())));
-            }
-            _ => std::thread::sleep(pause),
-        }
-        pause = (pause * 2).min(Duration::from_millis(50));
+        ensure!(process::is_alive(pid, start_time), "the hypervisor ended at once");
+        let left = end.saturating_duration_since(Instant::now());
+        ensure!(!left.is_zero(), "the machine did not run within {} s", limit.as_secs());
+        // Short turns, so that Ctrl-C is heard.
+        watch::wait(&[watch.as_fd(), held.as_fd()], left.min(Duration::from_millis(200)))?;
     }
 }

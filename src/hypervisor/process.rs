@@ -31,8 +31,8 @@ pub fn is_alive(pid: u32, start: u64) -> bool {
     start_time(pid) == Some(start)
 }
 
-/// Holds the process, so that its number cannot be taken by another.
-fn hold(pid: u32, start: u64) -> Option<OwnedFd> {
+/// Holds the process by a pidfd, which can be read once it has ended; `None` where it has.
+pub fn hold(pid: u32, start: u64) -> Option<OwnedFd> {
     let raw = Pid::from_raw(i32::try_from(pid).ok()?)?;
     let fd = pidfd_open(raw, PidfdFlags::empty()).ok()?;
     // Looked at after the number is held: now both speak of the same process.

@@ -170,9 +170,34 @@ impl Home {
         self.run().join(format!("{vm}.vsock"))
     }
 
-    /// The guest's serial console, as a log.
-    pub fn console_log(&self, vm: &str) -> PathBuf {
+    /// Where the guest's agent of a starting VM tells that it is there (hypervisor to host, docs/vsock.md).
+    pub fn knock(&self, vm: &str) -> PathBuf {
+        self.run().join(format!("{vm}.vsock_{}", crate::protocol::agent::PORT))
+    }
+
+    /// The hypervisor's end of the serial console, which the VM's monitor holds.
+    pub fn serial(&self, vm: &str) -> PathBuf {
+        self.run().join(format!("{vm}.serial"))
+    }
+
+    /// The monitor's socket, on which the console is for many.
+    pub fn console(&self, vm: &str) -> PathBuf {
         self.run().join(format!("{vm}.console"))
+    }
+
+    /// What the guest wrote to its serial console.
+    pub fn console_log(&self, vm: &str) -> PathBuf {
+        self.run().join(format!("{vm}.log"))
+    }
+
+    /// What it wrote before that, once the log is full.
+    pub fn former_console_log(&self, vm: &str) -> PathBuf {
+        self.run().join(format!("{vm}.log.1"))
+    }
+
+    /// virtiofsd's socket for one of the VM's shared directories.
+    pub fn share(&self, vm: &str, number: usize) -> PathBuf {
+        self.run().join(format!("{vm}.share{number}"))
     }
 
     /// What the hypervisor itself printed.
@@ -192,12 +217,13 @@ impl Home {
     /// Everything of a VM's run that means nothing once its process has ended.
     pub fn volatile(&self, vm: &str) -> Vec<PathBuf> {
         let lock = PathBuf::from(format!("{}.lock", self.api(vm).display()));
-        vec![self.api(vm), lock, self.vsock(vm), self.events(vm)]
+        let sockets = [self.vsock(vm), self.knock(vm), self.serial(vm), self.console(vm), self.events(vm)];
+        [self.api(vm), lock].into_iter().chain(sockets).collect()
     }
 
     /// Everything of a VM outside its state file, overlay and volatile files.
     pub fn leftovers(&self, vm: &str) -> Vec<PathBuf> {
-        vec![self.console_log(vm), self.hypervisor_log(vm), self.known_hosts(vm)]
+        vec![self.console_log(vm), self.former_console_log(vm), self.hypervisor_log(vm), self.known_hosts(vm)]
     }
 }
 

@@ -12,6 +12,8 @@ pub mod home;
 pub mod init;
 pub mod key;
 pub mod lifecycle;
+pub mod machine;
+pub mod monitor;
 pub mod settings;
 pub mod state;
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Hint;
 use super::files::{self, write_atomic};
 use super::home::Home;
+use super::machine::{Action, Command, Event, Refusal, State};
 use crate::hypervisor::process;
 use crate::protocol::address::{Mac, Subnet, check_vm_name};
 
@@ -31,19 +32,6 @@ pub enum Status {
     Stopped,
     /// Its files are being removed.
     Deleting,
-}
-
-impl Status {
-    pub fn word(self) -> &'static str {
-        match self {
-            Status::Creating => "creating",
-            Status::Starting => "starting",
-            Status::Running => "running",
-            Status::Stopping => "stopping",
-            Status::Stopped => "stopped",
-            Status::Deleting => "deleting",
-        }
-    }
 }
 
 /// A process that cannot be mistaken for another with a recycled number.
@@ -89,6 +77,96 @@ pub struct Vm {
     pub started: Option<u64>,
     /// What runs it: `cloud-hypervisor 54.0` or `emulator`.
     pub hypervisor: Option<String>,
+    /// What is done when it ends without having been asked to.
+    #[serde(default)]
+    pub restart: Restart,
+    /// Whether it starts when its user's services do.
+    #[serde(default)]
+    pub autostart: bool,
+    /// How it last ended by itself.
+    #[serde(default)]
+    pub exit: Option<Exit>,
+    /// Restarts in a row, and when the next one is due, in seconds since 1970-01-01 UTC.
+    #[serde(default)]
+    pub retry: Option<Retry>,
+}
+
+/// What is done when a VM ends without having been asked to by a command.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// It stays stopped.
+    #[default]
+    No,
+    /// It starts again unless its guest powered it off.
+    OnFailure,
+    /// It starts again in any case.
+    Always,
+}
+
+impl Restart {
+    pub fn word(self) -> &'static str {
+        match self {
+            Restart::No => "no",
+            Restart::OnFailure => "on-failure",
+            Restart::Always => "always",
+        }
+    }
+}
+
+impl std::str::FromStr for Restart {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Restart, String> {
+        let all = [Restart::No, Restart::OnFailure, Restart::Always];
+        let found = all.into_iter().find(|policy| policy.word() == text);
+        found.ok_or_else(|| format!("'{text}' is no restart policy; there are no, on-failure and always"))
+    }
+}
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    pub reason: Reason,
+    /// Seconds since 1970-01-01 UTC.
+    pub at: u64,
+}
+
+/// Why a VM ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// The guest powered it off.
+    PoweredOff,
+    /// The guest's kernel panicked.
+    Panicked,
+    /// The hypervisor failed with this exit code.
+    Failed(i32),
+    /// A signal ended the hypervisor: 9 is what the kernel sends when memory runs out.
+    Killed(i32),
+    /// Nobody saw it.
+    Unknown,
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Reason::PoweredOff => f.write_str("the guest powered off"),
+            Reason::Panicked => f.write_str("the guest's kernel panicked"),
+            Reason::Failed(code) => write!(f, "the hypervisor failed with exit code {code}"),
+            Reason::Killed(signal) => write!(f, "the hypervisor was ended by signal {signal}"),
+            Reason::Unknown => f.write_str("the hypervisor ended"),
+        }
+    }
+}
+
+/// The VM is to start again by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retry {
+    /// Restarts in a row.
+    pub count: u32,
+    /// Seconds since 1970-01-01 UTC.
+    pub at: u64,
 }
 
 impl Vm {
@@ -97,13 +175,27 @@ impl Vm {
         self.process.is_some_and(|p| process::is_alive(p.pid, p.start_time))
     }
 
-    /// The status as it is now: without its process a VM is stopped, whatever its file says.
-    pub fn status(&self) -> Status {
-        match self.status {
-            Status::Creating | Status::Deleting => self.status,
-            _ if !self.is_alive() => Status::Stopped,
-            status => status,
-        }
+    /// What it is now: without its process a VM is stopped, whatever its file says.
+    pub fn state(&self) -> State {
+        State::of(Some(self.status), self.is_alive())
+    }
+
+    /// Goes where the event leads; the caller saves.
+    ///
+    /// # Errors
+    /// When the event cannot happen to a VM in this state: puter has a bug then.
+    pub fn advance(&mut self, event: Event) -> Result<()> {
+        let state = self.state();
+        self.status = match state.after(event) {
+            Some(State::Creating) => Status::Creating,
+            Some(State::Stopped) => Status::Stopped,
+            Some(State::Starting) => Status::Starting,
+            Some(State::Running) => Status::Running,
+            Some(State::Stopping) => Status::Stopping,
+            Some(State::Deleting | State::Absent) => Status::Deleting,
+            None => bail!("'{}' is {state} and cannot be {event:?} (this is a bug of puter)", self.name),
+        };
+        Ok(())
     }
 
     /// Reads a VM's state; `None` where there is no such VM.
@@ -149,9 +241,19 @@ impl Vm {
 /// # Errors
 /// When there is none, or its state cannot be used.
 pub fn existing(home: &Home, name: &str) -> Result<Vm> {
-    Vm::load(home, name)?
-        .with_context(|| format!("there is no VM named '{name}'"))
-        .hint("`puter list` shows the VMs that exist")
+    Vm::load(home, name)?.ok_or_else(|| refusal(name, State::Absent, Refusal::Absent))
+}
+
+/// The VM of this name, which must be in a state for this command.
+///
+/// # Errors
+/// When there is none or its state does not allow the command; the hint tells what to do.
+pub fn ready_for(home: &Home, name: &str, command: Command) -> Result<Vm> {
+    let vm = existing(home, name)?;
+    match vm.state().decide(command) {
+        Action::Refuse(why) => Err(refusal(name, vm.state(), why)),
+        _ => Ok(vm),
+    }
 }
 
 /// The VM of this name, which must run.
@@ -159,14 +261,30 @@ pub fn existing(home: &Home, name: &str) -> Result<Vm> {
 /// # Errors
 /// When there is none or it does not run; the hint tells what to do.
 pub fn running(home: &Home, name: &str) -> Result<Vm> {
-    let vm = existing(home, name)?;
-    match vm.status() {
-        Status::Running => Ok(vm),
-        Status::Starting => {
-            Err(anyhow!("'{name}' is still starting")).hint(format!("`puter info {name}` shows when it runs"))
+    ready_for(home, name, Command::Enter)
+}
+
+/// Why a command does nothing, and the way out.
+pub fn refusal(name: &str, state: State, why: Refusal) -> anyhow::Error {
+    let is = || anyhow!("'{name}' is {state}");
+    let (error, hint) = match why {
+        Refusal::Absent => {
+            (anyhow!("there is no VM named '{name}'"), "`puter list` shows the VMs that exist".to_string())
         }
-        status => Err(anyhow!("'{name}' is {}", status.word())).hint(format!("start it first: puter start {name}")),
-    }
+        Refusal::AlreadyRunning => {
+            (anyhow!("'{name}' is already running"), format!("log in with `puter ssh {name}`, or start another name"))
+        }
+        Refusal::Active => (is(), format!("stop it first: puter stop {name}")),
+        Refusal::StillStarting => {
+            (anyhow!("'{name}' is still starting"), format!("`puter info {name}` shows when it runs"))
+        }
+        Refusal::Inactive => (is(), format!("start it first: puter start {name}")),
+        Refusal::HalfMade => (
+            anyhow!("a command on '{name}' was cut off, or still goes on: it is {state}"),
+            format!("`puter start {name}` makes it anew, `puter delete {name}` removes what there is"),
+        ),
+    };
+    Err::<(), _>(error).hint(hint).expect_err("it is an error")
 }
 
 /// The VMs by name, and beside them the state files that cannot be used, each with its reason.
@@ -252,6 +370,10 @@ pub(crate) mod tests {
             created: 0,
             started: None,
             hypervisor: None,
+            restart: Restart::No,
+            autostart: false,
+            exit: None,
+            retry: None,
         }
     }
 
@@ -268,13 +390,13 @@ pub(crate) mod tests {
         let mut vm = sample("web", 1);
         vm.save(&home).unwrap();
         assert_eq!(Vm::load(&home, "web").unwrap(), Some(vm.clone()));
-        assert_eq!(vm.status(), Status::Stopped);
+        assert_eq!(vm.state(), State::Stopped);
         let me = std::process::id();
         let start_time = process::start_time(me).unwrap();
         vm.process = Some(ProcessId { pid: me, start_time });
-        assert_eq!(vm.status(), Status::Running);
+        assert_eq!(vm.state(), State::Running);
         vm.process = Some(ProcessId { pid: me, start_time: start_time + 1 });
-        assert_eq!(vm.status(), Status::Stopped);
+        assert_eq!(vm.state(), State::Stopped);
         assert_eq!(Vm::load(&home, "absent").unwrap(), None);
     }
 

@@ -1,5 +1,7 @@
 //! A host in a world of its own, with the product under test and a registry.
 
+#![allow(dead_code, reason = "each test binary uses a part")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

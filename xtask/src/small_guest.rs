@@ -41,7 +41,7 @@ pub fn build(options: &Options) -> Result<()> {
     let busybox = crate::shell::find("busybox").context("busybox is not here")?;
     place(&busybox, &tree.join("bin/busybox"))?;
     place(options.binary, &tree.join("usr/bin/puter-agent"))?;
-    for (name, target) in [("bin/sh", "busybox"), ("sbin/init", "../bin/busybox")] {
+    for (name, target) in [("bin/sh", "busybox"), ("bin/login", "busybox"), ("sbin/init", "../bin/busybox")] {
         fs::create_dir_all(tree.join(name).parent().context("a name has a parent")?)?;
         std::os::unix::fs::symlink(target, tree.join(name))?;
     }

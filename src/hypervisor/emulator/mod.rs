@@ -13,14 +13,14 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use async_signal::{Signal, Signals};
 use rustix::process::{Signal as RawSignal, set_parent_process_death_signal};
 
-use super::arguments::{Machine, Vsock};
+use super::arguments::{Machine, Serial, Vsock};
 use super::detect::{is_executable, on_path};
 use crate::hint::Hint;
 use events::Events;
@@ -104,27 +104,93 @@ fn run(machine: &Machine) -> Result<()> {
     events.write("vm", "booting");
 
     let device_socket = machine.api_socket.with_extension("vhost");
-    let vsock = match &machine.vsock {
-        Some(vsock) => {
-            files.0.extend([device_socket.clone(), vsock.socket.clone()]);
-            Some(start_vsock(&tools, vsock, &device_socket)?)
-        }
-        None => None,
-    };
-    let (mut qemu, qmp) = start_qemu(&tools, machine, &device_socket, &events)?;
+    if let Some(vsock) = &machine.vsock {
+        files.0.extend([device_socket.clone(), vsock.socket.clone()]);
+    }
+    if let Serial::Socket(path) = &machine.serial {
+        files.0.push(path.clone());
+    }
+    let mut parts = Parts::start(&tools, machine, &device_socket, &events)?;
     events.write("vm", "booted");
-    server::serve(listener, qmp.clone(), events.clone(), machine);
-    end_on_signal(signals, qmp);
-
-    let status = qemu.wait().context("cannot wait for QEMU")?;
+    let control = Control::new(parts.qmp.clone());
+    server::serve(listener, control.clone(), events.clone(), machine);
+    end_on_signal(signals, control.clone());
+    let status = loop {
+        let status = parts.qemu.wait().context("cannot wait for QEMU")?;
+        // A thread reads QEMU's last words; it has them once the channel is closed.
+        if !parts.qmp.is_reset_at_end() || control.is_ending() {
+            break status;
+        }
+        // As cloud-hypervisor does, a reboot makes the machine anew: vhost-device-vsock outlives no reset.
+        events.write("vm", "rebooting");
+        drop(parts);
+        parts = Parts::start(&tools, machine, &device_socket, &events)?;
+        control.replace(parts.qmp.clone());
+        events.write("vm", "rebooted");
+    };
     for (source, event) in [("vm", "shutdown"), ("vm", "deleted"), ("vmm", "shutdown")] {
         events.write(source, event);
     }
-    drop(vsock);
+    drop(parts);
     drop(files);
     match status.success() {
         true => Ok(()),
         false => bail!("QEMU ended with {status}"),
+    }
+}
+
+/// The processes of one boot.
+struct Parts {
+    qemu: Child,
+    qmp: Arc<Qmp>,
+    /// Ends after QEMU, whose device it is.
+    _vsock: Option<Owned>,
+}
+
+impl Parts {
+    fn start(tools: &Tools, machine: &Machine, device_socket: &Path, events: &Arc<Events>) -> Result<Parts> {
+        let vsock = machine.vsock.as_ref().map(|vsock| start_vsock(tools, vsock, device_socket)).transpose()?;
+        let (qemu, qmp) = start_qemu(tools, machine, device_socket, events)?;
+        Ok(Parts { qemu, qmp, _vsock: vsock })
+    }
+}
+
+/// The way to QEMU, which is another after a reboot.
+#[derive(Clone)]
+struct Control(Arc<Mutex<(Arc<Qmp>, bool)>>);
+
+impl Control {
+    fn new(qmp: Arc<Qmp>) -> Control {
+        Control(Arc::new(Mutex::new((qmp, false))))
+    }
+
+    fn qmp(&self) -> Arc<Qmp> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    fn replace(&self, qmp: Arc<Qmp>) {
+        let ending = {
+            let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            inner.0 = qmp.clone();
+            inner.1
+        };
+        if ending {
+            let _ = qmp.execute("quit");
+        }
+    }
+
+    /// Ends QEMU; a reboot that is under way comes to nothing.
+    fn end(&self) -> Result<()> {
+        let qmp = {
+            let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            inner.1 = true;
+            inner.0.clone()
+        };
+        qmp.execute("quit").map(drop)
+    }
+
+    fn is_ending(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1
     }
 }
 
@@ -160,7 +226,10 @@ fn spawn(command: &mut Command) -> Result<Child> {
 }
 
 fn start_vsock(tools: &Tools, vsock: &Vsock, device_socket: &Path) -> Result<Owned> {
-    let _ = std::fs::remove_file(device_socket);
+    // One that did not end in an orderly way leaves its sockets, and would not bind over them.
+    for former in [device_socket, &vsock.socket] {
+        let _ = std::fs::remove_file(former);
+    }
     let mut command = Command::new(&tools.vhost_device_vsock);
     command.arg("--guest-cid").arg(vsock.cid.to_string());
     command.arg("--socket").arg(device_socket).arg("--uds-path").arg(&vsock.socket);
@@ -205,11 +274,11 @@ fn start_qemu(
 }
 
 /// On SIGTERM QEMU closes its disks and ends; the emulator follows it.
-fn end_on_signal(mut signals: Signals, qmp: Arc<Qmp>) {
+fn end_on_signal(mut signals: Signals, control: Control) {
     std::thread::spawn(move || {
         use smol::stream::StreamExt;
         if smol::block_on(signals.next()).is_some() {
-            let _ = qmp.execute("quit");
+            let _ = control.end();
             std::thread::sleep(QUIT_TIMEOUT);
             // QEMU hangs: the kernel ends it with this process.
             std::process::exit(1);

@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
-use crate::hypervisor::arguments::{DiskFormat, Machine};
+use crate::hypervisor::arguments::{DiskFormat, Machine, Serial};
 
 /// Each device has its own place on the PCI bus, so that a restored machine finds it where it was.
 const FIRST_DISK: usize = 0x10;
 const FIRST_NET: usize = 0x08;
 const VSOCK: usize = 0x05;
 const RANDOM: usize = 0x04;
+const PANIC: usize = 0x06;
+const FIRST_SHARE: usize = 0x18;
 
 /// The words after `qemu-system-…`. QMP is on standard input.
 pub fn arguments(machine: &Machine, device_socket: &Path) -> Vec<String> {
@@ -60,15 +62,28 @@ pub fn arguments(machine: &Machine, device_socket: &Path) -> Vec<String> {
         add("-chardev", format!("socket,id=vsock,path={}", escape(&text(device_socket))));
         add("-device", format!("vhost-user-vsock-pci,chardev=vsock,id=vsock-0,addr={VSOCK:#x}"));
     }
+    for (index, share) in machine.shares.iter().enumerate() {
+        add("-chardev", format!("socket,id=fs{index},path={}", escape(&text(&share.socket))));
+        let address = FIRST_SHARE + index;
+        let tag = escape(&share.tag);
+        add("-device", format!("vhost-user-fs-pci,chardev=fs{index},id=fs-{index},tag={tag},addr={address:#x}"));
+    }
     add("-device", format!("virtio-rng-pci,id=random,addr={RANDOM:#x}"));
-    add("-chardev", format!("file,id=serial,path={}", escape(&text(&machine.console_log))));
+    add("-device", format!("pvpanic-pci,id=panic,addr={PANIC:#x}"));
+    let serial = match &machine.serial {
+        Serial::File(path) => format!("file,id=serial,append=on,path={}", escape(&text(path))),
+        Serial::Socket(path) => format!("socket,id=serial,path={},server=on,wait=off", escape(&text(path))),
+    };
+    add("-chardev", serial);
+    // As cloud-hypervisor does: the guest's panic is told, and the guest is left as it is.
+    add("-action", "panic=none".into());
     add("-serial", "chardev:serial".into());
     add("-chardev", "socket,id=qmp,fd=0".into());
     add("-mon", "chardev=qmp,mode=control".into());
     add("-display", "none".into());
     add("-vga", "none".into());
     add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny".into());
-    words.extend(["-nodefaults", "-no-user-config"].map(String::from));
+    words.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(String::from));
     words
 }
 
@@ -98,6 +113,9 @@ mod tests {
             "mac=52:54:00:00:00:0b",
             "socket,id=vsock,path=/h/run/web.vhost",
             "size=536870912B,share=on",
+            "socket,id=fs0,path=/h/run/web.fs0",
+            "vhost-user-fs-pci,chardev=fs0,id=fs-0,tag=share0",
+            "socket,id=serial,path=/h/run/web.serial,server=on,wait=off",
         ] {
             assert!(line.contains(part), "{line}");
         }
@@ -106,7 +124,7 @@ mod tests {
         let count = places.len();
         places.sort_unstable();
         places.dedup();
-        assert_eq!((count, places.len()), (5, 5), "{places:?}");
+        assert_eq!((count, places.len()), (7, 7), "{places:?}");
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub struct Qmp {
     /// One command at a time: the next id and both ends.
     channel: Mutex<Channel>,
     paused: Arc<AtomicBool>,
+    reset: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -41,13 +42,14 @@ impl Qmp {
         let paused = Arc::new(AtomicBool::new(false));
         let (sender, replies) = channel();
         let reader = socket.try_clone().context("cannot duplicate a socket")?;
-        let seen = paused.clone();
-        std::thread::spawn(move || read(reader, &sender, &seen, &events));
+        let reset = Arc::<AtomicBool>::default();
+        let seen = (paused.clone(), reset.clone());
+        std::thread::spawn(move || read(reader, &sender, (&seen.0, &seen.1), &events));
         let greeting = replies.recv_timeout(limit).context("QEMU says nothing on its control channel")?;
         if greeting.get("QMP").is_none() {
             bail!("QEMU's control channel does not greet");
         }
-        let qmp = Qmp { channel: Mutex::new(Channel { id: 0, writer: socket, replies }), paused };
+        let qmp = Qmp { channel: Mutex::new(Channel { id: 0, writer: socket, replies }), paused, reset };
         qmp.execute("qmp_capabilities")?;
         Ok(qmp)
     }
@@ -79,6 +81,15 @@ impl Qmp {
         }
     }
 
+    /// Whether QEMU ended because the guest asked for a reboot. Call it when QEMU has ended.
+    pub fn is_reset_at_end(&self) -> bool {
+        // The reader lets go of its end of the replies once it has read everything.
+        if let Ok(channel) = self.channel.lock() {
+            while channel.replies.recv_timeout(TIMEOUT).is_ok() {}
+        }
+        self.reset.load(Ordering::SeqCst)
+    }
+
     /// Whether the processors stand still.
     pub fn is_paused(&self) -> bool {
         self.paused.load(Ordering::SeqCst)
@@ -86,7 +97,7 @@ impl Qmp {
 }
 
 /// Sorts QEMU's lines into replies and events until it closes the socket.
-fn read(socket: UnixStream, replies: &Sender<Value>, paused: &AtomicBool, events: &Events) {
+fn read(socket: UnixStream, replies: &Sender<Value>, (paused, reset): (&AtomicBool, &AtomicBool), events: &Events) {
     let mut reader = BufReader::new(socket);
     loop {
         let mut line = Vec::new();
@@ -109,8 +120,8 @@ fn read(socket: UnixStream, replies: &Sender<Value>, paused: &AtomicBool, events
                 paused.store(false, Ordering::SeqCst);
                 events.write("vm", "resumed");
             }
-            Some("RESET") => events.write("vm", "rebooted"),
-            Some("GUEST_PANICKED") => events.write("vm", "panic"),
+            Some("SHUTDOWN") if message["data"]["reason"] == "guest-reset" => reset.store(true, Ordering::SeqCst),
+            Some("GUEST_PANICKED") => events.write("guest", "panic"),
             Some(_) => {}
         }
     }

@@ -13,23 +13,23 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 use smol_hyper::rt::{FuturesIo, SmolTimer};
 
+use super::Control;
 use super::events::Events;
-use super::qmp::Qmp;
 use crate::hypervisor::arguments::Machine;
 
 /// How long a client may take to send a request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 struct Api {
-    qmp: Arc<Qmp>,
+    control: Control,
     events: Arc<Events>,
     cpus: u32,
     memory: u64,
 }
 
 /// Serves the API in the background for as long as the process lives.
-pub fn serve(listener: UnixListener, qmp: Arc<Qmp>, events: Arc<Events>, machine: &Machine) {
-    let api = Arc::new(Api { qmp, events, cpus: machine.cpus, memory: machine.memory });
+pub fn serve(listener: UnixListener, control: Control, events: Arc<Events>, machine: &Machine) {
+    let api = Arc::new(Api { control, events, cpus: machine.cpus, memory: machine.memory });
     std::thread::spawn(move || {
         let executor = smol::LocalExecutor::new();
         smol::block_on(executor.run(async {
@@ -79,14 +79,15 @@ impl Api {
         if *method != expected {
             return (StatusCode::METHOD_NOT_ALLOWED, json!([format!("{name} takes {expected}")]));
         }
+        let qmp = self.control.qmp();
         let command = match name {
             "vmm.ping" => return (StatusCode::OK, self.ping()),
             "vm.info" => return (StatusCode::OK, self.info()),
             "vm.power-button" => "system_powerdown",
-            "vm.pause" if self.qmp.is_paused() => {
+            "vm.pause" if qmp.is_paused() => {
                 return (StatusCode::INTERNAL_SERVER_ERROR, json!(["The VM could not be paused", "It is paused"]));
             }
-            "vm.resume" if !self.qmp.is_paused() => {
+            "vm.resume" if !qmp.is_paused() => {
                 return (StatusCode::INTERNAL_SERVER_ERROR, json!(["The VM could not be resumed", "It is running"]));
             }
             "vm.pause" => "stop",
@@ -98,8 +99,12 @@ impl Api {
             "cont" => self.events.write("vm", "resuming"),
             _ => {}
         }
-        match self.qmp.execute(command) {
-            Ok(_) => (StatusCode::NO_CONTENT, Value::Null),
+        let done = match command {
+            "quit" => self.control.end(),
+            _ => qmp.execute(command).map(drop),
+        };
+        match done {
+            Ok(()) => (StatusCode::NO_CONTENT, Value::Null),
             Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, json!([format!("{error:#}")])),
         }
     }
@@ -119,7 +124,7 @@ impl Api {
                 "cpus": { "boot_vcpus": self.cpus, "max_vcpus": self.cpus },
                 "memory": { "size": self.memory },
             },
-            "state": if self.qmp.is_paused() { "Paused" } else { "Running" },
+            "state": if self.control.qmp().is_paused() { "Paused" } else { "Running" },
             "memory_actual_size": self.memory,
         })
     }

@@ -1,42 +1,86 @@
 //! From a machine that boots to one whose agent has answered and made it what it is to be.
 
-use std::path::Path;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use base64::Engine;
 
 use super::Context;
+use crate::failpoint::reach;
+use crate::hypervisor::process;
 use crate::protocol::address::Mac;
 use crate::protocol::agent::{Configure, Configured, Identity};
 use crate::vm::agent::{Agent, printable};
-use crate::vm::state::{Status, Vm};
+use crate::vm::home::Home;
+use crate::vm::machine::Event;
+use crate::vm::state::Vm;
 use crate::vm::{Hint, Hinted, cancel, files, key};
+use crate::watch;
 
-/// Pause between two attempts to reach an agent that is still booting.
-const AGENT_RETRY: Duration = Duration::from_millis(100);
+/// Pause between two attempts to reach an agent that has not told that it is there.
+const AGENT_RETRY: Duration = Duration::from_secs(3);
+/// How long one attempt to reach the agent may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// `configure` runs `netplan apply` and makes host keys; under emulation that takes a while.
 const CONFIGURE_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// Where the guest's agent tells that it is there: it connects to this port of its host when it has begun to listen
+/// (cloud-hypervisor's docs/vsock.md, connections from the guest). So nobody has to ask again and again.
+pub struct Knock {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Knock {
+    /// Begins to listen. The caller holds the VM's lock.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn listen(home: &Home, vm: &str) -> Result<Knock> {
+        let path = home.knock(vm);
+        files::remove(&path)?;
+        let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+        listener.set_nonblocking(true)?;
+        Ok(Knock { listener, path })
+    }
+
+    fn take(&self) {
+        while self.listener.accept().is_ok() {}
+    }
+}
+
+impl Drop for Knock {
+    fn drop(&mut self) {
+        let _ = files::remove(&self.path);
+    }
+}
 
 /// Waits for the agent, configures the guest and saves that it runs.
 ///
 /// # Errors
 /// When the machine ends, the agent does not come in time, or it refuses.
-pub fn meet_agent(context: &Context, vm: &mut Vm) -> Result<()> {
+pub fn meet_agent(context: &Context, vm: &mut Vm, knock: &Knock) -> Result<()> {
     let home = context.home;
     let name = vm.name.clone();
-    let mut agent = context.step(&name, "boot", || wait_for_agent(context, vm))?;
+    let mut agent = context.step(&name, "boot", || wait_for_agent(context, vm, knock))?;
+    reach("start: agent met");
     let configured = context.step(&name, "configure", || {
         agent
             .configure(configuration(context, vm)?, CONFIGURE_TIMEOUT)
             .with_context(|| format!("cannot configure '{name}'"))
     })?;
+    reach("start: guest configured");
     for warning in &configured.warnings {
         context.observer.note(&name, &printable(warning));
     }
     accept(context, vm, &configured)?;
-    vm.status = Status::Running;
-    vm.save(home)
+    vm.advance(Event::Met)?;
+    vm.save(home)?;
+    reach("start: saved that it runs");
+    Ok(())
 }
 
 fn accept(context: &Context, vm: &Vm, configured: &Configured) -> Result<()> {
@@ -49,30 +93,44 @@ fn accept(context: &Context, vm: &Vm, configured: &Configured) -> Result<()> {
     key::remember_host(context.home, &vm.name, &configured.host_keys)
 }
 
-fn wait_for_agent(context: &Context, vm: &Vm) -> Result<Agent> {
+fn wait_for_agent(context: &Context, vm: &Vm, knock: &Knock) -> Result<Agent> {
     let home = context.home;
     let limit = context.settings.start_timeout;
-    let end = Instant::now() + limit;
+    let began = Instant::now();
     let socket = home.vsock(&vm.name);
     let explain = |error: anyhow::Error| with_log(error, &home.console_log(&vm.name), "the guest's last lines");
+    let ended = || {
+        let error = anyhow!("'{}' ended while it booted", vm.name);
+        explain(with_log(error, &home.hypervisor_log(&vm.name), "the hypervisor's last lines"))
+    };
+    let held = vm.process.and_then(|id| process::hold(id.pid, id.start_time)).ok_or_else(ended)?;
+    // An agent that came before anybody listened, or does not know how to tell, is asked now and then.
+    let mut ask_at = Duration::ZERO;
+    let mut last = anyhow!("it has not come up");
     loop {
         cancel::check()?;
         if !vm.is_alive() {
-            let error = anyhow!("'{}' ended while it booted", vm.name);
-            let error = with_log(error, &home.hypervisor_log(&vm.name), "the hypervisor's last lines");
-            return Err(explain(error));
+            return Err(ended());
         }
-        // A guest whose driver is not up yet can leave the connection hanging: short limits, many attempts.
-        let attempt = Agent::connect(&socket, Duration::from_secs(2))
-            .and_then(|mut agent| agent.ping(Duration::from_secs(5)).map(|_| agent));
-        match attempt {
-            Ok(agent) => return Ok(agent),
-            Err(error) if Instant::now() >= end => {
-                let error =
-                    error.context(format!("the agent of '{}' did not answer within {} s", vm.name, limit.as_secs()));
-                return Err(explain(error)).hint("a slow host needs more time: set PUTER_START_TIMEOUT (seconds)");
+        if began.elapsed() >= limit {
+            let error = last.context(format!("the agent of '{}' did not answer within {} s", vm.name, limit.as_secs()));
+            return Err(explain(error)).hint("a slow host needs more time: set PUTER_START_TIMEOUT (seconds)");
+        }
+        if began.elapsed() >= ask_at {
+            // A guest whose driver is not up yet can leave the connection hanging: short limits.
+            let attempt = Agent::connect(&socket, CONNECT_TIMEOUT)
+                .and_then(|mut agent| agent.ping(Duration::from_secs(5)).map(|_| agent));
+            match attempt {
+                Ok(agent) => return Ok(agent),
+                Err(error) => last = error,
             }
-            Err(_) => std::thread::sleep(AGENT_RETRY),
+            ask_at = began.elapsed() + AGENT_RETRY;
+        }
+        // Short turns, so that Ctrl-C is heard.
+        let left = ask_at.saturating_sub(began.elapsed()).min(Duration::from_millis(200));
+        if watch::wait(&[knock.listener.as_fd(), held.as_fd()], left)?.first() == Some(&true) {
+            knock.take();
+            ask_at = Duration::ZERO;
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What the commands do to a VM: start, stop and delete, each under the VM's own lock.
 
+mod create;
 mod delete;
 mod meet;
 mod start;
@@ -15,6 +16,7 @@ pub use stop::{Stopped, stop};
 
 use super::home::Home;
 use super::settings::Settings;
+use super::state::{ProcessId, Retry, Vm, existing};
 use super::{Hint, files};
 use crate::hypervisor;
 use crate::image::{self, PullOptions};
@@ -81,6 +83,13 @@ impl Context<'_> {
         }
     }
 
+    /// Ends a hypervisor that nobody waits for.
+    fn end(&self, process: Option<ProcessId>) {
+        if let Some(id) = process {
+            hypervisor::process::kill(id.pid, id.start_time, STRAY_LIMIT);
+        }
+    }
+
     /// Does `work` under the VM's lock: two commands on one VM take turns.
     fn locked<T>(&self, vm: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let _lock = self.lock(vm)?;
@@ -102,6 +111,55 @@ impl Context<'_> {
         }
         Ok(lock)
     }
+}
+
+/// Says nothing: for what goes on in the background.
+pub struct Silent;
+
+impl Observer for Silent {
+    fn begin(&self, _: &str, _: &str) {}
+    fn end(&self, _: &str, _: &str, _: Duration) {}
+    fn note(&self, _: &str, _: &str) {}
+    fn pull(&self) -> &dyn image::Progress {
+        self
+    }
+    fn pulled(&self) {}
+}
+
+impl image::Progress for Silent {
+    fn cancelled(&self) -> bool {
+        super::cancel::check().is_err()
+    }
+}
+
+/// Puts a VM in order whose hypervisor has ended by itself. `note` is called with its state, and what it returns is
+/// returned.
+///
+/// # Errors
+/// When a command holds the VM, or the state is not of this hypervisor any more or cannot be written.
+pub fn settle<T>(context: &Context, name: &str, hypervisor: ProcessId, note: impl FnOnce(&mut Vm) -> T) -> Result<T> {
+    context.locked(name, || {
+        let mut vm = existing(context.home, name)?;
+        anyhow::ensure!(vm.process == Some(hypervisor), "'{name}' is in other hands");
+        let noted = note(&mut vm);
+        stop::clear(context, &mut vm)?;
+        Ok(noted)
+    })
+}
+
+/// Puts off a restart that did not work; false where a command has changed the VM's course meanwhile.
+///
+/// # Errors
+/// When the state cannot be written.
+pub fn put_off(context: &Context, name: &str, due: Retry, next: Retry) -> Result<bool> {
+    context.locked(name, || match Vm::load(context.home, name)? {
+        Some(mut vm) if vm.retry == Some(due) => {
+            vm.retry = Some(next);
+            vm.save(context.home)?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    })
 }
 
 /// Seconds since 1970-01-01 UTC.

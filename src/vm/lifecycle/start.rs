@@ -6,23 +6,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
-use super::meet::{meet_agent, random, with_log};
-use super::{Context, delete, unix_now};
+use super::create::create;
+use super::meet::{Knock, meet_agent, with_log};
+use super::{Context, delete, stop, unix_now};
 use crate::disk::qcow2;
-use crate::hypervisor::{self, Disk, DiskFormat, Kind, Machine, Net, Vsock};
-use crate::image::{Image, Store};
-use crate::protocol::address::{FIRST_CID, Mac, tap_name};
+use crate::failpoint::reach;
+use crate::hypervisor::{self, Disk, DiskFormat, Kind, Machine, Net, Serial, Vsock};
+use crate::image::Store;
 use crate::protocol::daemon::TapRequest;
 use crate::vm::daemon::{self, Refused};
-use crate::vm::home::free_space;
+use crate::vm::machine::{Action, Command, Event, Refusal, State};
 use crate::vm::settings::show_size;
-use crate::vm::state::{ImageId, ProcessId, SCHEMA, Status, Vm, existing, with_new_id};
-use crate::vm::{Hint, cancel, files};
+use crate::vm::state::{Restart, Retry, Vm, existing, refusal};
+use crate::vm::{Hint, cancel, files, monitor};
 
-/// A disk can grow only as long as its host has room; less than this and the VM does not start.
-const LEAST_FREE: u64 = 64 << 20;
-/// How long the hypervisor may take to answer on its API socket.
-const API_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the hypervisor may take to begin with the machine.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// What the user asked for; what is absent comes from the settings.
 #[derive(Clone, Debug, Default)]
 pub struct StartOptions {
@@ -32,6 +32,10 @@ pub struct StartOptions {
     pub disk: Option<u64>,
     /// Return once the hypervisor runs; a process in the background finishes the rest.
     pub no_wait: bool,
+    pub restart: Option<Restart>,
+    pub autostart: Option<bool>,
+    /// This start is the restart that the state says is due: it happens only if that still holds.
+    pub retry: Option<Retry>,
 }
 
 /// A VM that was started.
@@ -55,18 +59,42 @@ pub fn start(context: &Context, name: &str, options: &StartOptions) -> Result<St
 fn start_locked(context: &Context, name: &str, options: &StartOptions) -> Result<Started> {
     let began = Instant::now();
     context.home.check_sockets(name)?;
-    let existing = match Vm::load(context.home, name)? {
-        // We hold the lock, so the command that was at it has ended midway.
-        Some(mut vm) if matches!(vm.status, Status::Creating | Status::Deleting) => {
-            let what = if vm.status == Status::Creating { "start" } else { "delete" };
-            context.observer.note(name, &format!("removing what a {what} that was broken off left"));
-            delete::remove(context, &mut vm)?;
-            None
+    let mut found = Vm::load(context.home, name)?;
+    let state = found.as_ref().map_or(State::Absent, Vm::state);
+    reach("start: locked");
+    if let Some(due) = options.retry {
+        let still = found.as_ref().is_some_and(|vm| vm.retry == Some(due)) && state == State::Stopped;
+        ensure!(still, "the restart of '{name}' is not wanted any more");
+    }
+    let action = state.decide(Command::Start);
+    match (action, &mut found) {
+        (Action::Refuse(Refusal::AlreadyRunning), Some(vm)) => {
+            return Err(anyhow!("'{name}' is already running at {}", vm.ip))
+                .hint(format!("log in with `puter ssh {name}`, or start another name"));
         }
-        existing => existing,
-    };
-    if let Some(vm) = &existing {
-        check_startable(vm, options)?;
+        (Action::Refuse(why), _) => return Err(refusal(name, state, why)),
+        (Action::ClearAndCreate, Some(vm)) => {
+            // We hold the lock, so the command that was at it has ended midway.
+            let what = if state == State::Creating { "start" } else { "delete" };
+            context.observer.note(name, &format!("removing what a {what} that was broken off left"));
+            delete::remove(context, vm)?;
+            found = None;
+        }
+        (Action::Meet, Some(vm)) => {
+            context.observer.note(name, "a start of it was broken off; going on from there");
+            check_same(vm, options)?;
+            let mut vm = vm.clone();
+            meet_agent(context, &mut vm, &Knock::listen(context.home, name)?)?;
+            return Ok(Started { vm, took: began.elapsed(), created: false });
+        }
+        (Action::EndAndBoot, Some(vm)) => {
+            context.observer.note(name, "a stop of it was broken off; ending it first");
+            stop::end(context, vm, context.settings.stop_timeout, false)?;
+        }
+        _ => {}
+    }
+    if let Some(vm) = &found {
+        check_same(vm, options)?;
     }
     let daemon = daemon::Client::new(context.home);
     daemon.status()?;
@@ -76,17 +104,19 @@ fn start_locked(context: &Context, name: &str, options: &StartOptions) -> Result
     }
 
     let _guard = cancel::guard();
-    let created = existing.is_none();
-    let vm = match existing {
+    let created = found.is_none();
+    let mut vm = match found {
         Some(vm) => vm,
         None => create(context, name, options, &daemon)?,
     };
-    let mut vm = resources(vm, options);
-    let result = boot_files(context, &vm).and_then(|boot| run(context, &mut vm, &daemon, &kind, boot, options.no_wait));
+    let former = vm.clone();
+    let result = resources(&mut vm, options)
+        .and_then(|()| boot_files(context, &vm))
+        .and_then(|boot| run(context, &mut vm, &daemon, &kind, boot, options.no_wait));
     match result {
         Ok(()) => Ok(Started { vm, took: began.elapsed(), created }),
         Err(error) => {
-            undo(context, vm, &daemon, created);
+            undo(context, &vm, former, &daemon, created);
             Err(error)
         }
     }
@@ -99,41 +129,46 @@ fn start_locked(context: &Context, name: &str, options: &StartOptions) -> Result
 pub fn finish(context: &Context, name: &str) -> Result<Vm> {
     context.locked(name, || {
         let mut vm = existing(context.home, name)?;
-        if vm.status() == Status::Starting {
-            meet_agent(context, &mut vm)?;
+        if vm.state() == State::Starting {
+            meet_agent(context, &mut vm, &Knock::listen(context.home, name)?)?;
         }
         Ok(vm)
     })
 }
 
-fn check_startable(vm: &Vm, options: &StartOptions) -> Result<()> {
+/// Checks that the options ask for nothing that an existing VM cannot change.
+fn check_same(vm: &Vm, options: &StartOptions) -> Result<()> {
     let name = &vm.name;
-    match vm.status() {
-        Status::Stopped => {}
-        Status::Running => {
-            return Err(anyhow!("'{name}' is already running at {}", vm.ip))
-                .hint(format!("log in with `puter ssh {name}`, or start another name"));
-        }
-        status => {
-            return Err(anyhow!("'{name}' is {}", status.word()))
-                .hint(format!("`puter info {name}` shows its state; `puter stop {name}` ends it"));
-        }
-    }
     if options.image.as_ref().is_some_and(|image| *image != vm.image.reference) {
         return Err(anyhow!("'{name}' was made from {}, its image cannot change", vm.image.reference))
             .hint("leave out --image, or make another VM");
     }
-    if options.disk.is_some_and(|disk| disk != vm.disk) {
-        return Err(anyhow!("the disk of '{name}' has {}, its size cannot change", show_size(vm.disk)))
-            .hint("leave out --disk, or make another VM");
+    if let Some(disk) = options.disk.filter(|disk| *disk < vm.disk) {
+        return Err(anyhow!(
+            "the disk of '{name}' has {}, it cannot shrink to {}",
+            show_size(vm.disk),
+            show_size(disk)
+        ))
+        .hint("leave out --disk, or make another VM");
     }
     Ok(())
 }
 
-fn resources(mut vm: Vm, options: &StartOptions) -> Vm {
+/// Takes on what the options change; the caller saves.
+pub(super) fn resources(vm: &mut Vm, options: &StartOptions) -> Result<()> {
+    check_same(vm, options)?;
     vm.cpus = options.cpus.unwrap_or(vm.cpus);
     vm.memory = options.memory.unwrap_or(vm.memory);
-    vm
+    vm.restart = options.restart.unwrap_or(vm.restart);
+    vm.autostart = options.autostart.unwrap_or(vm.autostart);
+    vm.retry = options.retry;
+    if let Some(disk) = options.disk.filter(|disk| *disk > vm.disk) {
+        // The overlay first: a state that says less than there is does no harm.
+        let disk = disk.next_multiple_of(4096);
+        qcow2::grow(&vm.overlay, disk)?;
+        vm.disk = disk;
+    }
+    Ok(())
 }
 
 /// The VM's kernel and initrd: those that `init` installed for the image it chose, for another image its own.
@@ -153,80 +188,6 @@ fn boot_files(context: &Context, vm: &Vm) -> Result<(PathBuf, Option<PathBuf>)> 
     let initrd = context.home.initrd();
     let initrd = initrd.is_file().then_some(initrd);
     Ok((kernel, initrd))
-}
-
-/// The image for a new VM, pulled where it is not here yet.
-fn image(context: &Context, options: &StartOptions, store: &Store) -> Result<Image> {
-    let chosen = options.image.clone().or_else(|| crate::vm::init::default_image(context.home));
-    let text = chosen
-        .or_else(|| context.settings.image.clone())
-        .context("no image is named, and `puter init` chose none")
-        .hint("run `puter init --image IMAGE`, or give --image IMAGE")?;
-    context.pull(store, &text, false)
-}
-
-fn create(context: &Context, name: &str, options: &StartOptions, daemon: &daemon::Client) -> Result<Vm> {
-    let store = Store::open(&context.home.images())?;
-    // Until the state names the image, nothing else says that it is needed.
-    let _hold = store.hold()?;
-    let image = image(context, options, &store)?;
-    let disk = options.disk.unwrap_or_else(|| context.settings.disk.max(image.disk_size)).next_multiple_of(4096);
-    if disk < image.disk_size {
-        let (wanted, least) = (show_size(disk), show_size(image.disk_size));
-        return Err(anyhow!("a disk of {wanted} is too small for {}, which has {least}", image.reference))
-            .hint(format!("give --disk {least} or more, or leave it out"));
-    }
-    let overlay = context.home.overlay(name);
-    let free = free_space(&context.home.overlays())?;
-    if free < LEAST_FREE {
-        return Err(anyhow!(
-            "no disk space for '{name}': {} has {} free, at least {} are needed",
-            context.home.overlays().display(),
-            show_size(free),
-            show_size(LEAST_FREE)
-        ))
-        .hint("free some space, or set PUTER_HOME to a larger file system");
-    }
-    let subnet = daemon.status()?.subnet;
-    let taken = daemon.taps()?.into_iter().filter(|tap| tap.vm != name).map(|tap| tap.id).collect();
-    let mut vm = with_new_id(context.home, subnet, &taken, |id| {
-        let vm = Vm {
-            schema: SCHEMA,
-            name: name.to_string(),
-            id,
-            status: Status::Creating,
-            process: None,
-            mac: Mac::of_id(id),
-            ip: subnet.address(id).context("the id has no address")?,
-            tap: tap_name(name),
-            cid: id + FIRST_CID,
-            image: ImageId { reference: image.reference.to_string(), digest: image.digest.to_string() },
-            overlay: overlay.clone(),
-            cpus: context.settings.cpus,
-            memory: context.settings.memory,
-            disk,
-            instance: random_hex()?,
-            machine_id: random_hex()?,
-            created: unix_now(),
-            started: None,
-            hypervisor: None,
-        };
-        vm.save(context.home)?;
-        Ok(vm)
-    })?;
-    let made = context.step(name, &format!("disk of {}", show_size(disk)), || {
-        // A leftover of a command that was killed before it wrote a state: nothing refers to it.
-        files::remove(&overlay)?;
-        qcow2::create_overlay(&overlay, &image.disk, qcow2::Format::Raw, disk)?;
-        vm.status = Status::Stopped;
-        vm.save(context.home)
-    });
-    if let Err(error) = made {
-        let _ = files::remove(&overlay);
-        let _ = files::remove(&context.home.state(name));
-        return Err(error);
-    }
-    Ok(vm)
 }
 
 fn run(
@@ -264,30 +225,42 @@ fn run(
         disks: vec![Disk { path: vm.overlay.clone(), format: DiskFormat::Qcow2 { backing: true }, readonly: false }],
         nets: vec![Net { tap: vm.tap.clone(), mac: vm.mac.to_string() }],
         vsock: Some(Vsock { cid: vm.cid, socket: home.vsock(&name) }),
-        console_log: home.console_log(&name),
+        shares: Vec::new(),
+        serial: Serial::Socket(home.serial(&name)),
         api_socket: home.api(&name),
         events: Some(home.events(&name)),
     };
+    reach("start: network made");
     context.end_strays(&name);
     let log = home.hypervisor_log(&name);
-    files::remove(&home.console_log(&name))?;
-    files::remove(&home.events(&name))?;
+    for former in home.volatile(&name).into_iter().chain([home.console_log(&name), home.former_console_log(&name)]) {
+        files::remove(&former)?;
+    }
+    let knock = Knock::listen(home, &name)?;
     context.step(&name, kind.name(), || {
-        let mut process = hypervisor::launch(kind, &machine, &log)?;
-        vm.process = Some(ProcessId { pid: process.pid(), start_time: process.start_time() });
-        vm.status = Status::Starting;
+        let launch = hypervisor::Launch::new(kind, &machine, &log)?;
+        let monitored = monitor::launch(home, &name, launch)?;
+        reach("start: hypervisor launched");
+        let id = monitored.hypervisor;
+        vm.advance(Event::Launched)?;
+        vm.process = Some(id);
+        vm.exit = None;
         vm.started = Some(unix_now());
         vm.hypervisor = Some(kind.to_string());
         vm.save(home)?;
-        let client = hypervisor::Client::new(&home.api(&name));
+        reach("start: hypervisor saved");
+        monitored.let_go()?;
+        reach("start: hypervisor let go");
         let cancelled: &AtomicBool = cancel::flag();
-        hypervisor::wait_ready(&mut process, &client, cancelled, API_TIMEOUT)
+        hypervisor::wait_ready((id.pid, id.start_time), &home.events(&name), cancelled, BOOT_TIMEOUT)
             .map_err(|error| with_log(error, &log, "the hypervisor's last lines"))
     })?;
+    reach("start: machine boots");
     if no_wait {
+        drop(knock);
         return finish_in_background(&name, home.root());
     }
-    meet_agent(context, vm)
+    meet_agent(context, vm, &knock)
 }
 
 /// Checks that the overlay and what it stands on are still there and what the state says.
@@ -321,11 +294,9 @@ fn finish_in_background(name: &str, home: &Path) -> Result<()> {
 }
 
 /// Puts back what a failed start made. Nothing here may hide the first error.
-fn undo(context: &Context, mut vm: Vm, daemon: &daemon::Client, created: bool) {
+fn undo(context: &Context, vm: &Vm, mut former: Vm, daemon: &daemon::Client, created: bool) {
     let home = context.home;
-    if let Some(process) = vm.process {
-        hypervisor::process::kill(process.pid, process.start_time, Duration::from_secs(10));
-    }
+    context.end(vm.process);
     let _ = daemon.delete_tap(&vm.name);
     for path in home.volatile(&vm.name) {
         let _ = files::remove(&path);
@@ -337,17 +308,11 @@ fn undo(context: &Context, mut vm: Vm, daemon: &daemon::Client, created: bool) {
         }
         let _ = files::remove(&home.state(&vm.name));
     } else {
-        vm.status = Status::Stopped;
-        vm.process = None;
-        let _ = vm.save(home);
+        // The disk may have grown, and stays so.
+        former.disk = vm.disk;
+        former.process = None;
+        let _ = former.save(home);
     }
-}
-
-/// 32 hexadecimal digits.
-fn random_hex() -> Result<String> {
-    let mut bytes = [0; 16];
-    random(&mut bytes)?;
-    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
 }
 
 #[cfg(test)]
@@ -356,40 +321,13 @@ mod tests {
     use crate::vm::state::tests::sample;
 
     #[test]
-    fn only_a_stopped_vm_may_start_and_the_error_says_what_to_do() {
-        let mut vm = sample("web", 1);
-        check_startable(&vm, &StartOptions::default()).unwrap();
-        vm.process = Some(ProcessId {
-            pid: std::process::id(),
-            start_time: hypervisor::process::start_time(std::process::id()).unwrap(),
-        });
-        for (status, expected) in [
-            (Status::Running, "already running at 10.0.0.11"),
-            (Status::Starting, "is starting"),
-            (Status::Stopping, "is stopping"),
-        ] {
-            vm.status = status;
-            let error = check_startable(&vm, &StartOptions::default()).unwrap_err();
-            assert!(error.to_string().contains(expected), "{error}");
-            assert!(error.downcast_ref::<crate::vm::Hinted>().is_some());
-        }
-    }
-
-    #[test]
-    fn an_existing_vm_keeps_its_image_and_disk() {
+    fn an_existing_vm_keeps_its_image_and_its_disk_never_shrinks() {
         let vm = sample("web", 1);
         let other = StartOptions { image: Some("other".into()), ..StartOptions::default() };
-        assert!(check_startable(&vm, &other).unwrap_err().to_string().contains("cannot change"));
-        let larger = StartOptions { disk: Some(2 << 30), ..StartOptions::default() };
-        assert!(check_startable(&vm, &larger).unwrap_err().to_string().contains("cannot change"));
+        assert!(check_same(&vm, &other).unwrap_err().to_string().contains("cannot change"));
+        let smaller = StartOptions { disk: Some(1 << 29), ..StartOptions::default() };
+        assert!(check_same(&vm, &smaller).unwrap_err().to_string().contains("cannot shrink"));
         let same = StartOptions { image: Some("r".into()), disk: Some(1 << 30), ..StartOptions::default() };
-        check_startable(&vm, &same).unwrap();
-    }
-
-    #[test]
-    fn instances_are_32_digits_and_never_the_same() {
-        let (a, b) = (random_hex().unwrap(), random_hex().unwrap());
-        assert_eq!(a.len(), 32);
-        assert_ne!(a, b);
+        check_same(&vm, &same).unwrap();
     }
 }

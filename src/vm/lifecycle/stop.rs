@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::Context;
+use crate::failpoint::reach;
 use crate::hypervisor::{self, process};
-use crate::vm::state::{ProcessId, Status, Vm, existing};
+use crate::vm::machine::{Action, Command, Event, State};
+use crate::vm::state::{ProcessId, Vm, existing, refusal};
 use crate::vm::{cancel, daemon, files};
 
-/// Pause between two looks at a process that is about to end; the kernel wakes us earlier by its pidfd.
+/// How long a hypervisor that is ended by force may take.
 const FORCE_LIMIT: Duration = Duration::from_secs(10);
 
 /// A VM that was stopped.
@@ -32,41 +34,60 @@ pub fn stop(context: &Context, name: &str, timeout: Duration, force: bool) -> Re
 }
 
 fn stop_locked(context: &Context, name: &str, timeout: Duration, force: bool) -> Result<Stopped> {
-    let began = Instant::now();
     let mut vm = existing(context.home, name)?;
-    let Some(id) = vm.process.filter(|_| vm.is_alive()) else {
-        clear(context, &mut vm)?;
-        return Ok(Stopped { vm, took: began.elapsed(), forced: false, was_stopped: true });
+    end(context, &mut vm, timeout, force)
+}
+
+/// Ends the VM, whatever its state. The caller holds its lock.
+pub(super) fn end(context: &Context, vm: &mut Vm, timeout: Duration, force: bool) -> Result<Stopped> {
+    let began = Instant::now();
+    let name = vm.name.clone();
+    let state = vm.state();
+    let id = match (state.decide(Command::Stop), vm.process) {
+        (Action::Refuse(why), _) => return Err(refusal(&name, state, why)),
+        (Action::End, Some(id)) => id,
+        _ => {
+            vm.retry = None;
+            clear(context, vm)?;
+            return Ok(Stopped { vm: vm.clone(), took: began.elapsed(), forced: false, was_stopped: true });
+        }
     };
     let _guard = cancel::guard();
-    let former = vm.status;
-    vm.status = Status::Stopping;
+    vm.advance(Event::Asked)?;
     vm.save(context.home)?;
+    reach("stop: marked");
     let mut forced = force;
     if !force {
-        let left = context.step(name, "power button", || {
+        let left = context.step(&name, "power button", || {
             // A guest that hangs or a dead API socket is no reason to fail: force follows.
-            let _ = hypervisor::Client::new(&context.home.api(name)).power_button();
+            let _ = hypervisor::Client::new(&context.home.api(&name)).power_button();
+            reach("stop: asked");
             wait_exit(id, timeout)
         });
         match left {
             Ok(ended) => forced = !ended,
             Err(error) => {
-                vm.status = former;
-                vm.save(context.home)?;
+                // One that had not come so far stays marked: the next command ends what this one began.
+                if state == State::Running {
+                    vm.advance(Event::Reprieved)?;
+                    vm.save(context.home)?;
+                }
                 return Err(error);
             }
         }
     }
     if forced {
-        context.step(name, "force", || {
+        context.step(&name, "force", || {
             process::kill(id.pid, id.start_time, FORCE_LIMIT);
             ensure!(!vm.is_alive(), "the process {} of '{name}' does not end", id.pid);
             Ok(())
         })?;
     }
-    clear(context, &mut vm)?;
-    Ok(Stopped { vm, took: began.elapsed(), forced: forced && !force, was_stopped: false })
+    reach("stop: ended");
+    vm.retry = None;
+    clear(context, vm)?;
+    reach("stop: cleared");
+    Ok(Stopped { vm: vm.clone(), took: began.elapsed(), forced: forced && !force, was_stopped: false })
 }
 
 /// Waits for the process to end; false when the time ran out.
@@ -91,16 +112,18 @@ pub(super) fn clear(context: &Context, vm: &mut Vm) -> Result<()> {
     for path in context.home.volatile(&vm.name) {
         files::remove(&path)?;
     }
+    reach("clear: sockets removed");
     if let Err(error) = daemon::Client::new(context.home).delete_tap(&vm.name) {
         // Without puterd the TAP stays until the VM starts or is deleted; it harms nobody.
         if vm.process.is_some() {
             context.observer.note(&vm.name, &format!("its TAP {} stays for now: {error:#}", vm.tap));
         }
     }
-    if matches!(vm.status, Status::Creating | Status::Deleting) {
+    reach("clear: network removed");
+    if matches!(vm.state(), State::Creating | State::Deleting) {
         return Ok(());
     }
-    vm.status = Status::Stopped;
+    vm.advance(Event::Ended)?;
     vm.process = None;
     vm.save(context.home)
 }

@@ -1,0 +1,23 @@
+//! Points at which a test can end the process as SIGKILL does. They exist only in a build with the feature
+//! `fail-points`, which the crash tests make for themselves; elsewhere nothing is compiled.
+//!
+//! `PUTER_FAIL_POINT=NAME` ends the process when it comes there; `PUTER_FAIL_POINTS_LOG=FILE` writes down each point that
+//! is passed, so that a test learns of all of them.
+
+/// A step of something that must survive being cut off here.
+#[cfg(not(feature = "fail-points"))]
+#[inline(always)]
+pub fn reach(_name: &str) {}
+
+/// A step of something that must survive being cut off here.
+#[cfg(feature = "fail-points")]
+pub fn reach(name: &str) {
+    use std::io::Write;
+    if let Some(path) = std::env::var_os("PUTER_FAIL_POINTS_LOG") {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        let _ = file.and_then(|mut file| file.write_all(format!("{name}\n").as_bytes()));
+    }
+    if std::env::var("PUTER_FAIL_POINT").is_ok_and(|wanted| wanted == name) {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    }
+}

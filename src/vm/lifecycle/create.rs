@@ -1,0 +1,119 @@
+//! Making a VM: its id, its state, its disk.
+
+use anyhow::{Context as _, Result, anyhow};
+
+use super::meet::random;
+use super::{Context, StartOptions, unix_now};
+use crate::disk::qcow2;
+use crate::failpoint::reach;
+use crate::image::{Image, Store};
+use crate::protocol::address::{FIRST_CID, Mac, tap_name};
+use crate::vm::home::free_space;
+use crate::vm::machine::Event;
+use crate::vm::settings::show_size;
+use crate::vm::state::{ImageId, SCHEMA, Status, Vm, with_new_id};
+use crate::vm::{Hint, daemon, files};
+
+/// A disk can grow only as long as its host has room; less than this and no VM is made.
+const LEAST_FREE: u64 = 64 << 20;
+
+/// The image for a new VM, pulled where it is not here yet.
+fn image(context: &Context, options: &StartOptions, store: &Store) -> Result<Image> {
+    let chosen = options.image.clone().or_else(|| crate::vm::init::default_image(context.home));
+    let text = chosen
+        .or_else(|| context.settings.image.clone())
+        .context("no image is named, and `puter init` chose none")
+        .hint("run `puter init --image IMAGE`, or give --image IMAGE")?;
+    context.pull(store, &text, false)
+}
+
+pub(super) fn create(context: &Context, name: &str, options: &StartOptions, daemon: &daemon::Client) -> Result<Vm> {
+    let store = Store::open(&context.home.images())?;
+    // Until the state names the image, nothing else says that it is needed.
+    let _hold = store.hold()?;
+    let image = image(context, options, &store)?;
+    let disk = options.disk.unwrap_or_else(|| context.settings.disk.max(image.disk_size)).next_multiple_of(4096);
+    if disk < image.disk_size {
+        let (wanted, least) = (show_size(disk), show_size(image.disk_size));
+        return Err(anyhow!("a disk of {wanted} is too small for {}, which has {least}", image.reference))
+            .hint(format!("give --disk {least} or more, or leave it out"));
+    }
+    let overlay = context.home.overlay(name);
+    let free = free_space(&context.home.overlays())?;
+    if free < LEAST_FREE {
+        return Err(anyhow!(
+            "no disk space for '{name}': {} has {} free, at least {} are needed",
+            context.home.overlays().display(),
+            show_size(free),
+            show_size(LEAST_FREE)
+        ))
+        .hint("free some space, or set PUTER_HOME to a larger file system");
+    }
+    let subnet = daemon.status()?.subnet;
+    let taken = daemon.taps()?.into_iter().filter(|tap| tap.vm != name).map(|tap| tap.id).collect();
+    let mut vm = with_new_id(context.home, subnet, &taken, |id| {
+        let vm = Vm {
+            schema: SCHEMA,
+            name: name.to_string(),
+            id,
+            status: Status::Creating,
+            process: None,
+            mac: Mac::of_id(id),
+            ip: subnet.address(id).context("the id has no address")?,
+            tap: tap_name(name),
+            cid: id + FIRST_CID,
+            image: ImageId { reference: image.reference.to_string(), digest: image.digest.to_string() },
+            overlay: overlay.clone(),
+            cpus: context.settings.cpus,
+            memory: context.settings.memory,
+            disk,
+            instance: random_hex()?,
+            machine_id: random_hex()?,
+            created: unix_now(),
+            started: None,
+            hypervisor: None,
+            restart: options.restart.unwrap_or_default(),
+            autostart: options.autostart.unwrap_or_default(),
+            exit: None,
+            retry: None,
+        };
+        vm.save(context.home)?;
+        reach("create: id reserved");
+        Ok(vm)
+    })?;
+    let made = context.step(name, &format!("disk of {}", show_size(disk)), || {
+        // A leftover of a command that was killed before it wrote a state: nothing refers to it.
+        files::remove(&overlay)?;
+        qcow2::create_overlay(&overlay, &image.disk, qcow2::Format::Raw, disk)?;
+        reach("create: disk made");
+        vm.advance(Event::Made)?;
+        vm.save(context.home)?;
+        reach("create: state saved");
+        Ok(())
+    });
+    if let Err(error) = made {
+        let _ = files::remove(&overlay);
+        let _ = files::remove(&context.home.state(name));
+        return Err(error);
+    }
+    Ok(vm)
+}
+
+/// 32 hexadecimal digits.
+fn random_hex() -> Result<String> {
+    let mut bytes = [0; 16];
+    random(&mut bytes)?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_are_32_digits_and_never_the_same() {
+        let (a, b) = (random_hex().unwrap(), random_hex().unwrap());
+        assert_eq!(a.len(), 32);
+        assert_ne!(a, b);
+    }
+}

@@ -1,0 +1,224 @@
+//! The life of a VM with real, small guests: how it ends by itself, what follows, its console and its logs.
+
+#[path = "e2e/host.rs"]
+mod host;
+
+use std::io::{Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use host::{Host, text};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A host with puterd and the small guest as its image.
+fn host() -> Host {
+    let host = Host::new();
+    let image = host.push_small_guest();
+    host.ok(&["daemon", "start"]);
+    host.ok(&["init", "--image", &image]);
+    host
+}
+
+/// Runs BusyBox in the guest.
+fn busybox(host: &Host, vm: &str, words: &[&str]) -> String {
+    host.ok(&[&["exec", vm, "--", "/bin/busybox"], words].concat())
+}
+
+fn info(host: &Host, vm: &str) -> serde_json::Value {
+    host.json(&["info", vm, "--json"])[0].clone()
+}
+
+fn status(host: &Host, vm: &str) -> String {
+    info(host, vm)["status"].as_str().unwrap().to_string()
+}
+
+/// A `puter console` in the background.
+struct Console {
+    child: Child,
+    shown: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Console {
+    fn attach(mut command: Command) -> Console {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut output = child.stdout.take().unwrap();
+        let shown = Arc::new(Mutex::new(Vec::new()));
+        let screen = shown.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = output.read(&mut buffer) {
+                screen.lock().unwrap().extend(&buffer[..length]);
+            }
+        });
+        Console { child, shown }
+    }
+
+    fn puter(host: &Host, vm: &str) -> Console {
+        let mut command = host.world.command("puter");
+        command.args(["console", vm]);
+        Console::attach(command)
+    }
+
+    fn shows(&self, what: &str) -> bool {
+        String::from_utf8_lossy(&self.shown.lock().unwrap()).contains(what)
+    }
+
+    fn types(&mut self, keys: &str) {
+        self.child.stdin.as_mut().unwrap().write_all(keys.as_bytes()).unwrap();
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_console_is_for_many_shows_the_past_and_outlives_its_monitor() {
+    let host = host();
+    host.ok(&["start", "web", "--memory", "256M"]);
+    let mut first = Console::puter(&host, "web");
+    // Written before anybody attached.
+    host.until(LIMIT, || first.shows("login:"));
+    first.types("root\n");
+    host.until(LIMIT, || first.shows("/root #"));
+    let second = Console::puter(&host, "web");
+    host.until(LIMIT, || second.shows("/root #"));
+    first.types("echo six times seven is $((6 * 7))\n");
+    host.until(LIMIT, || first.shows("seven is 42") && second.shows("seven is 42"));
+    assert!(host.ok(&["logs", "web"]).contains("seven is 42"));
+
+    // The key that detaches, typed on a terminal.
+    let mut command = host.world.command("script");
+    command.args(["--quiet", "--return", "--command", "puter console web", "/dev/null"]);
+    let mut third = Console::attach(command);
+    host.until(LIMIT, || third.shows("Ctrl-] detaches") && third.shows("seven is 42"));
+    third.types("\x1d");
+    host.until(LIMIT, || third.shows("detached from the console of 'web'"));
+    assert!(third.child.wait().unwrap().success());
+
+    // A monitor that is shot takes no machine along, and the next who attaches gets another.
+    let monitors = host.processes("puter-monitor");
+    assert_eq!(monitors.len(), 1, "{monitors:?}");
+    assert!(host.world.root("kill").args(["-KILL", &monitors[0]]).status().unwrap().success());
+    host.until(LIMIT, || host.processes("puter-monitor").is_empty());
+    let mut fourth = Console::puter(&host, "web");
+    host.until(LIMIT, || fourth.shows("seven is 42"));
+    fourth.types("echo two times three is $((2 * 3))\n");
+    host.until(LIMIT, || fourth.shows("three is 6"));
+    assert_eq!(status(&host, "web"), "running");
+
+    // Who follows the logs sees the last line, and then the end.
+    let mut logs = host.world.command("puter");
+    let logs = logs.args(["logs", "--follow", "web"]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    host.ok(&["stop", "web"]);
+    let told = text(&logs.wait_with_output().unwrap().stdout);
+    assert!(told.contains("three is 6") && told.contains("Power down"), "{told}");
+    host.fails(&["console", "web"], "'web' is stopped", "puter start web");
+    host.until(LIMIT, || host.processes("puter-monitor").is_empty());
+    host.ok(&["delete", "web"]);
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_machine_that_ends_by_itself_is_put_in_order_at_once() {
+    let host = host();
+    host.ok(&["start", "web", "--memory", "256M"]);
+    let pid = info(&host, "web")["pid"].clone();
+
+    // A reboot is none of puter's business: the same process goes on, and the agent is back.
+    let boot = busybox(&host, "web", &["cat", "/proc/sys/kernel/random/boot_id"]);
+    busybox(&host, "web", &["reboot"]);
+    let rebooted = || {
+        let output = host.world.puter(&["exec", "web", "--", "/bin/busybox", "cat", "/proc/sys/kernel/random/boot_id"]);
+        output.is_ok_and(|output| output.status.success() && text(&output.stdout).trim() != boot)
+    };
+    host.until(LIMIT, rebooted);
+    assert_eq!(info(&host, "web")["pid"], pid);
+    assert_eq!(status(&host, "web"), "running");
+
+    // A power-off is the end: nobody has to call a command to have its network back.
+    busybox(&host, "web", &["poweroff"]);
+    host.until(LIMIT, || host.processes("puter-monitor").is_empty() && host.taps().is_empty());
+    let ended = info(&host, "web");
+    assert_eq!((&ended["status"], &ended["exit"]["reason"]), (&"stopped".into(), &"powered-off".into()));
+    assert!(host.ok(&["info", "web"]).contains("the guest powered off"));
+
+    // A panic too, with the kernel's own words in the log.
+    host.ok(&["start", "web"]);
+    assert!(info(&host, "web")["exit"].is_null(), "that was the end of another run");
+    let _ = host.world.puter(&["exec", "web", "--", "/bin/busybox", "sh", "-c", "echo c >/proc/sysrq-trigger"]);
+    host.until(LIMIT, || status(&host, "web") == "stopped");
+    host.until(LIMIT, || info(&host, "web")["exit"]["reason"] == "panicked");
+    assert!(host.ok(&["logs", "web"]).contains("Kernel panic"));
+
+    // What the kernel does when memory runs out.
+    host.ok(&["start", "web"]);
+    let pid = info(&host, "web")["pid"].to_string();
+    assert!(host.world.root("kill").args(["-KILL", &pid]).status().unwrap().success());
+    host.until(LIMIT, || info(&host, "web")["exit"]["reason"] == serde_json::json!({ "killed": 9 }));
+    host.until(LIMIT, || host.taps().is_empty() && host.processes("qemu-system").is_empty());
+    assert!(host.ok(&["info", "web"]).contains("ended by signal 9"));
+
+    // A number that belongs to another process by now is not believed.
+    let state = host.world.home().join("state/web.json");
+    let mut told: serde_json::Value = serde_json::from_slice(&std::fs::read(&state).unwrap()).unwrap();
+    told["status"] = "running".into();
+    told["process"] = serde_json::json!({ "pid": 1, "start_time": 1 });
+    std::fs::write(&state, told.to_string()).unwrap();
+    assert_eq!(status(&host, "web"), "stopped");
+    host.ok(&["start", "web"]);
+    host.ok(&["delete", "--force", "web"]);
+    host.until(LIMIT, || host.processes("puter-monitor").is_empty());
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_machine_starts_again_where_its_policy_says_so() {
+    let host = host();
+    host.ok(&["start", "web", "--memory", "256M", "--restart", "on-failure"]);
+    let shoot = || {
+        let pid = info(&host, "web")["pid"].clone();
+        assert!(host.world.root("kill").args(["-KILL", &pid.to_string()]).status().unwrap().success());
+        pid
+    };
+    let former = shoot();
+    let back = |former: &serde_json::Value| {
+        let now = info(&host, "web");
+        now["status"] == "running" && now["pid"] != *former
+    };
+    host.until(LIMIT, || back(&former));
+    assert_eq!(info(&host, "web")["retry"]["count"], 1);
+    // A guest that powers off has not failed.
+    busybox(&host, "web", &["poweroff"]);
+    host.until(LIMIT, || host.processes("puter-monitor").is_empty());
+    assert_eq!(status(&host, "web"), "stopped");
+
+    host.ok(&["start", "web", "--restart", "always"]);
+    assert!(info(&host, "web")["retry"].is_null(), "the user's own start begins the count anew");
+    let former = info(&host, "web")["pid"].clone();
+    busybox(&host, "web", &["poweroff"]);
+    host.until(LIMIT, || back(&former));
+    // A stop by the user is the end, also while a restart is due.
+    host.ok(&["stop", "web"]);
+    host.until(LIMIT, || host.processes("puter-monitor").is_empty());
+    assert_eq!(status(&host, "web"), "stopped");
+    host.ok(&["start", "web"]);
+    host.ok(&["daemon", "stop"]);
+    shoot();
+    // Without puterd it cannot start; it is tried again.
+    host.until(LIMIT, || info(&host, "web")["retry"]["count"].as_u64().is_some_and(|count| count >= 2));
+    host.ok(&["stop", "web"]);
+    host.ok(&["daemon", "start"]);
+    host.until(LIMIT, || host.processes("puter-monitor").is_empty());
+    assert_eq!(status(&host, "web"), "stopped");
+    assert!(info(&host, "web")["retry"].is_null());
+}

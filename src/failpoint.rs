@@ -1,8 +1,9 @@
 //! Points at which a test can end the process as SIGKILL does. They exist only in a build with the feature
 //! `fail-points`, which the crash tests make for themselves; elsewhere nothing is compiled.
 //!
-//! `PUTER_FAIL_POINT=NAME` ends the process when it comes there; `PUTER_FAIL_POINTS_LOG=FILE` writes down each point that
-//! is passed, so that a test learns of all of them.
+//! `PUTER_FAIL_POINT=NAME` ends the process when it comes there, `PUTER_PAUSE_POINT=NAME` stops it until SIGCONT, so that
+//! a test can end another process at this moment; `PUTER_FAIL_POINTS_LOG=FILE` writes down each point that is passed, so
+//! that a test learns of all of them.
 
 /// A step of something that must survive being cut off here.
 #[cfg(not(feature = "fail-points"))]
@@ -17,7 +18,11 @@ pub fn reach(name: &str) {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
         let _ = file.and_then(|mut file| file.write_all(format!("{name}\n").as_bytes()));
     }
-    if std::env::var("PUTER_FAIL_POINT").is_ok_and(|wanted| wanted == name) {
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    use rustix::process::{Signal, getpid, kill_process};
+    let wanted = |variable: &str| std::env::var(variable).is_ok_and(|wanted| wanted == name);
+    for (variable, signal) in [("PUTER_FAIL_POINT", Signal::KILL), ("PUTER_PAUSE_POINT", Signal::STOP)] {
+        if wanted(variable) {
+            let _ = kill_process(getpid(), signal);
+        }
     }
 }

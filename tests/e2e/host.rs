@@ -19,8 +19,12 @@ pub struct Host {
 
 impl Host {
     pub fn new() -> Host {
-        let bin = variable("PUTER_TEST_BIN").join("puter-multi");
-        let world = World::new(&bin, &variable("PUTER_VHOST_DEVICE_VSOCK")).unwrap();
+        Host::with(&variable("PUTER_TEST_BIN").join("puter-multi"))
+    }
+
+    /// A host with another executable than the released one.
+    pub fn with(executable: &Path) -> Host {
+        let world = World::new(executable, &variable("PUTER_VHOST_DEVICE_VSOCK")).unwrap();
         world.grant().unwrap();
         registry::start(&world).unwrap();
         Host { world }

@@ -21,7 +21,10 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     let guest = build::guest_image(&built)?;
     let small = build::small_guest(&built)?;
     let mut cargo = Command::new("cargo");
-    cargo.args(["test", "--workspace", "--no-fail-fast", "--"]).args(filter).arg("--include-ignored");
+    cargo
+        .args(["test", "--workspace", "--features", "puter/fail-points", "--no-fail-fast", "--"])
+        .args(filter)
+        .arg("--include-ignored");
     if std::env::var_os("PUTER_TEST_CLOUD_HYPERVISOR").is_none() {
         println!("PUTER_TEST_CLOUD_HYPERVISOR names no cloud-hypervisor: its own test is left out");
         cargo.args(["--skip", "cloud_hypervisor_itself"]);

@@ -18,7 +18,7 @@ use super::console::Console;
 use super::{Answer, MAX_LINE, Order, end};
 use crate::hypervisor::{events, process};
 use crate::vm::home::Home;
-use crate::vm::state::{ProcessId, Reason};
+use crate::vm::state::{ProcessId, Reason, Vm};
 use crate::watch::Watch;
 
 /// Pause before the console's socket is tried again: a guest that reboots takes it away for a moment.
@@ -61,12 +61,12 @@ pub fn run(home: &Home, vm: &str) -> Result<()> {
     }
 }
 
-/// Waits for the command to say that it saved the state. One that is killed first says nothing, and then nobody knows
-/// of this VM.
-fn is_saved(input: impl Read) -> bool {
+/// Waits for the command to say that it saved the state. One that is killed says nothing: then the state itself tells
+/// whether anybody knows of this hypervisor.
+fn is_saved(input: impl Read, home: &Home, vm: &str, id: ProcessId) -> bool {
     let mut word = Vec::new();
     let read = BufReader::new(input.take(16)).read_until(b'\n', &mut word);
-    read.is_ok() && word == b"saved\n"
+    (read.is_ok() && word == b"saved\n") || matches!(Vm::load(home, vm), Ok(Some(state)) if state.process == Some(id))
 }
 
 /// Puts /dev/null in a standard descriptor's place.
@@ -118,8 +118,9 @@ fn attend(home: &Home, vm: &str, begun: Begun, input: impl Read + Send + 'static
         let serial = executor.spawn(read_serial(shared.clone(), home.serial(vm)));
         let _listening = executor.spawn(accept(executor.clone(), shared.clone(), begun.listener));
         let panic = executor.spawn(watch_for_panic(home.events(vm), id));
+        let (its_home, its_name) = (home.clone(), vm.to_string());
         let leash = executor.spawn(async move {
-            let saved = smol::unblock(move || is_saved(input)).await;
+            let saved = smol::unblock(move || is_saved(input, &its_home, &its_name, id)).await;
             // Whoever reads the command's output waits for every holder of it.
             (0..=1).for_each(silence);
             if !saved {

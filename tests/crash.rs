@@ -1,0 +1,209 @@
+//! Whatever ends at whatever step, the next command finds it, tells it and mends it. The steps are the fail points of
+//! the executable; the tests learn of them from the executable itself, so that none is forgotten.
+
+#[path = "e2e/host.rs"]
+mod host;
+
+use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use host::{Host, text};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const START: &[&str] = &["start", "web", "--memory", "256M"];
+
+/// A host with an executable that has fail points, with puterd and the small guest as its image.
+fn host() -> Host {
+    // Debug information makes it thirty times larger, and each world copies it.
+    let small = tempfile::tempdir().unwrap();
+    let executable = small.path().join("puter-multi");
+    let strip = Command::new("strip").arg("-o").arg(&executable).arg(env!("CARGO_BIN_EXE_puter-multi")).status();
+    assert!(strip.unwrap().success());
+    let host = Host::with(&executable);
+    let image = host.push_small_guest();
+    host.ok(&["daemon", "start"]);
+    host.ok(&["init", "--image", &image]);
+    host
+}
+
+/// In which state a command finds the VM.
+#[derive(Clone, Copy, Debug)]
+enum Before {
+    Absent,
+    Stopped,
+    Running,
+}
+
+/// The commands and what they find.
+const CASES: [(&[&str], Before); 5] = [
+    (START, Before::Absent),
+    (START, Before::Stopped),
+    (&["stop", "web"], Before::Running),
+    (&["delete", "web"], Before::Stopped),
+    (&["delete", "--force", "web"], Before::Running),
+];
+
+fn prepare(host: &Host, before: Before) {
+    if host.processes("puterd").is_empty() {
+        host.ok(&["daemon", "start"]);
+    }
+    let there = !host.json(&["list", "--json"]).as_array().unwrap().is_empty();
+    match before {
+        Before::Absent if there => drop(host.ok(&["delete", "--force", "web"])),
+        Before::Absent => {}
+        Before::Running if status(host) == "running" => {}
+        Before::Running => drop(host.ok(START)),
+        Before::Stopped => {
+            if !there {
+                host.ok(START);
+            }
+            host.ok(&["stop", "--force", "web"]);
+        }
+    }
+    let monitors = usize::from(matches!(before, Before::Running));
+    host.until(LIMIT, || host.processes("puter-monitor").len() == monitors);
+}
+
+fn status(host: &Host) -> String {
+    host.json(&["list", "--json"])[0]["status"].as_str().unwrap_or("absent").to_string()
+}
+
+fn run(host: &Host, variables: &[(&str, &str)], words: &[&str]) -> Output {
+    host.world.command_with(variables, "puter").args(words).stdin(Stdio::null()).output().unwrap()
+}
+
+/// The points that this command passes, each once, in their order.
+fn points(host: &Host, words: &[&str], before: Before) -> Vec<String> {
+    prepare(host, before);
+    let log = host.world.dir().join("home/points");
+    let _ = std::fs::remove_file(&log);
+    let output = run(host, &[("PUTER_FAIL_POINTS_LOG", log.to_str().unwrap())], words);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let mut seen = BTreeSet::new();
+    let all = std::fs::read_to_string(&log).unwrap();
+    all.lines().filter(|point| seen.insert(point.to_string())).map(String::from).collect()
+}
+
+/// The next command: it brings the VM to run, and there is one of everything.
+fn mend(host: &Host, what: &str) {
+    if host.processes("puterd").is_empty() {
+        host.ok(&["daemon", "start"]);
+    }
+    // A monitor whose VM was shot puts it in order; a command that comes meanwhile waits for it.
+    if status(host) != "running" {
+        let output = run(host, &[], START);
+        assert!(output.status.success(), "{what}: {}", text(&output.stderr));
+    }
+    let list = host.json(&["list", "--json"]);
+    assert_eq!(list.as_array().unwrap().len(), 1, "{what}: {list}");
+    assert_eq!((&list[0]["status"], &list[0]["id"]), (&"running".into(), &1.into()), "{what}: {list}");
+    assert_eq!(host.ok(&["exec", "web", "--", "/bin/busybox", "hostname"]), "web", "{what}");
+    assert_eq!(host.taps(), ["pt-web"], "{what}");
+    host.until(LIMIT, || {
+        ["puter-emulator", "qemu-system", "vhost-device-vsock", "puter-monitor"]
+            .iter()
+            .all(|program| host.processes(program).len() == 1)
+    });
+}
+
+/// And when it is deleted, nothing at all is left.
+fn nothing_left(host: &Host) {
+    host.ok(&["delete", "--force", "web"]);
+    host.until(LIMIT, || host.processes("puter-monitor").is_empty());
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+    assert!(host.processes("qemu-system").is_empty() && host.processes("vhost-device").is_empty());
+}
+
+fn kill_the_command_at_each_step(cases: &[(&[&str], Before)]) {
+    let host = host();
+    for (words, before) in cases {
+        let points = points(&host, words, *before);
+        assert!(points.len() >= 5, "{points:?}");
+        for point in points {
+            let what = format!("{words:?} of a VM {before:?}, killed at '{point}'");
+            eprintln!("{what}");
+            prepare(&host, *before);
+            let output = run(&host, &[("PUTER_FAIL_POINT", &point)], words);
+            assert_eq!(output.status.signal(), Some(9), "{what}: {}", text(&output.stderr));
+            mend(&host, &what);
+        }
+    }
+    nothing_left(&host);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_start_that_is_killed_at_any_step_is_mended_by_the_next_command() {
+    kill_the_command_at_each_step(&CASES[..2]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_stop_or_delete_that_is_killed_at_any_step_is_mended_by_the_next_command() {
+    kill_the_command_at_each_step(&CASES[2..]);
+}
+
+/// Stops the command at each of its steps, kills others meanwhile, and lets it go on: it ends by itself, well or with a
+/// reason.
+fn kill_others_at_each_step(victims: &[&str]) {
+    let host = host();
+    for (words, before) in CASES {
+        for point in points(&host, words, before) {
+            for victim in victims {
+                let what = format!("{words:?} of a VM {before:?}, {victim} killed at '{point}'");
+                prepare(&host, before);
+                let mut command = host.world.command_with(&[("PUTER_PAUSE_POINT", &point)], "puter");
+                let child = command.args(words).stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::piped());
+                let child = child.spawn().unwrap();
+                let paused = || {
+                    let all = host.processes(&format!("puter {}", words[0]));
+                    all.into_iter().find(|pid| {
+                        let stat = xtask::shell::output(host.world.root("cat").arg(format!("/proc/{pid}/stat")));
+                        stat.is_ok_and(|stat| stat.split(')').nth(1).is_some_and(|rest| rest.starts_with(" T")))
+                    })
+                };
+                host.until(LIMIT, || paused().is_some());
+                let pid = paused().unwrap();
+                let hit = host.processes(victim);
+                for victim in &hit {
+                    host.world.root("kill").args(["-KILL", victim]).status().unwrap();
+                }
+                // A point that is passed twice stops it again.
+                let began = std::time::Instant::now();
+                let output = std::thread::scope(|scope| {
+                    let waiting = scope.spawn(|| child.wait_with_output().unwrap());
+                    while !waiting.is_finished() {
+                        assert!(began.elapsed() < Duration::from_secs(120), "{what}: it hangs");
+                        let _ = host.world.root("kill").args(["-CONT", &pid]).stderr(Stdio::null()).status();
+                        std::thread::sleep(Duration::from_millis(50));
+                    }
+                    waiting.join().unwrap()
+                });
+                let said = text(&output.stderr);
+                eprintln!("{what} ({} of them): {} {}", hit.len(), output.status, said.trim().replace('\n', " | "));
+                assert_eq!(output.status.signal(), None, "{what}");
+                match output.status.code() {
+                    Some(0) => {}
+                    Some(1) => assert!(said.contains("puter: "), "{what}: no reason is given: {said}"),
+                    code => panic!("{what}: exit code {code:?}: {said}"),
+                }
+                mend(&host, &what);
+            }
+        }
+    }
+    nothing_left(&host);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn puterd_killed_at_any_step_of_a_command_is_told_and_mended() {
+    kill_others_at_each_step(&["puterd "]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_hypervisor_killed_at_any_step_of_a_command_is_told_and_mended() {
+    kill_others_at_each_step(&["puter-emulator", "qemu-system"]);
+}

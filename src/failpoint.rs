@@ -26,3 +26,58 @@ pub fn reach(name: &str) {
         }
     }
 }
+
+/// A write that the disk may refuse: `PUTER_FAIL_WRITES=N:ERRNO` refuses the Nth of this process and all that follow, as
+/// a full or read-only disk does.
+///
+/// # Errors
+/// When a test wants it to fail.
+#[cfg(not(feature = "fail-points"))]
+#[inline(always)]
+pub fn write() -> std::io::Result<()> {
+    Ok(())
+}
+
+/// A removal, which only a read-only disk refuses; otherwise as [`write`].
+///
+/// # Errors
+/// When a test wants it to fail.
+#[cfg(not(feature = "fail-points"))]
+#[inline(always)]
+pub fn remove() -> std::io::Result<()> {
+    Ok(())
+}
+
+#[cfg(feature = "fail-points")]
+mod disk {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+
+    /// The errno with which this write fails.
+    pub fn refusal() -> Option<i32> {
+        let wanted = std::env::var("PUTER_FAIL_WRITES").ok()?;
+        let (first, errno) = wanted.split_once(':')?;
+        let count = COUNT.fetch_add(1, Ordering::SeqCst) + 1;
+        (count >= first.parse().ok()?).then(|| errno.parse().ok()).flatten()
+    }
+}
+
+/// A write that a test may refuse.
+///
+/// # Errors
+/// When it does.
+#[cfg(feature = "fail-points")]
+pub fn write() -> std::io::Result<()> {
+    disk::refusal().map_or(Ok(()), |errno| Err(std::io::Error::from_raw_os_error(errno)))
+}
+
+/// A removal that a test may refuse.
+///
+/// # Errors
+/// When it does.
+#[cfg(feature = "fail-points")]
+pub fn remove() -> std::io::Result<()> {
+    let full = rustix::io::Errno::NOSPC.raw_os_error();
+    disk::refusal().filter(|&errno| errno != full).map_or(Ok(()), |errno| Err(std::io::Error::from_raw_os_error(errno)))
+}

@@ -157,6 +157,7 @@ fn kill_others_at_each_step(victims: &[&str]) {
                 let mut command = host.world.command_with(&[("PUTER_PAUSE_POINT", &point)], "puter");
                 let child = command.args(words).stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::piped());
                 let child = child.spawn().unwrap();
+                let carrier = child.id().to_string();
                 let paused = || {
                     let all = host.processes(&format!("puter {}", words[0]));
                     all.into_iter().find(|pid| {
@@ -177,6 +178,8 @@ fn kill_others_at_each_step(victims: &[&str]) {
                     while !waiting.is_finished() {
                         assert!(began.elapsed() < Duration::from_secs(120), "{what}: it hangs");
                         let _ = host.world.root("kill").args(["-CONT", &pid]).stderr(Stdio::null()).status();
+                        // nsenter, which carried it into the world, has stopped along with it.
+                        let _ = Command::new("kill").args(["-CONT", &carrier]).stderr(Stdio::null()).status();
                         std::thread::sleep(Duration::from_millis(50));
                     }
                     waiting.join().unwrap()
@@ -206,4 +209,50 @@ fn puterd_killed_at_any_step_of_a_command_is_told_and_mended() {
 #[ignore = "needs root"]
 fn a_hypervisor_killed_at_any_step_of_a_command_is_told_and_mended() {
     kill_others_at_each_step(&["puter-emulator", "qemu-system"]);
+}
+
+/// Each write of each command is refused, and all that follow, as on a disk that is full or has become read-only: the
+/// command says why, what was there is there, and it works once the disk does.
+#[test]
+#[ignore = "needs root"]
+fn a_disk_that_refuses_any_write_is_told_and_loses_nothing() {
+    let host = host();
+    for (words, before) in CASES {
+        for (errno, why) in [(28, "No space left on device"), (30, "Read-only file system")] {
+            for first in 1.. {
+                let what = format!("{words:?} of a VM {before:?}, from write {first} on: {why}");
+                prepare(&host, before);
+                let output = run(&host, &[("PUTER_FAIL_WRITES", &format!("{first}:{errno}"))], words);
+                let said = text(&output.stderr);
+                eprintln!("{what}: {} {}", output.status, said.trim().replace('\n', " | "));
+                if output.status.success() && !said.contains(why) {
+                    break;
+                }
+                assert!(said.contains(why), "{what}: {said}");
+                // Room is made by stopping and deleting: these a full disk does not keep from their work.
+                let must = errno == 28 && words[0] != "start";
+                assert_eq!(output.status.code(), Some(i32::from(!must)), "{what}: {said}");
+                let there = host.json(&["list", "--json"]);
+                match (words[0], before) {
+                    ("start", Before::Absent) => {
+                        // On a read-only disk what was made cannot be removed; the next command does that.
+                        if errno == 30 {
+                            let done = run(&host, &[], &["delete", "--force", "web"]).status.success();
+                            assert_eq!(done, there != serde_json::json!([]), "{what}");
+                        }
+                        host.until(LIMIT, || host.leftovers().is_empty());
+                    }
+                    ("start", _) => {
+                        assert_eq!(there[0]["status"], "stopped", "{what}");
+                        host.until(LIMIT, || host.taps().is_empty() && host.processes("qemu-system").is_empty());
+                    }
+                    ("stop", _) => assert_eq!(there[0]["status"], "stopped", "{what}"),
+                    _ if must => assert_eq!(there, serde_json::json!([]), "{what}"),
+                    _ => assert_eq!(there[0]["name"], "web", "{what}"),
+                }
+            }
+        }
+    }
+    mend(&host, "at the end");
+    nothing_left(&host);
 }

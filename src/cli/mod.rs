@@ -13,6 +13,7 @@ mod logs;
 mod output;
 mod progress;
 mod restart;
+mod set;
 mod ssh;
 mod ssh_config;
 mod start;
@@ -49,6 +50,7 @@ enum Command {
     Start(start::Start),
     Stop(stop::Stop),
     Restart(restart::Restart),
+    Set(set::Set),
     List(list::List),
     Info(info::Info),
     Delete(delete::Delete),
@@ -104,6 +106,7 @@ impl Command {
             Command::Start(command) => command.run(),
             Command::Stop(command) => command.run(),
             Command::Restart(command) => command.run(),
+            Command::Set(command) => command.run(),
             Command::List(command) => command.run(),
             Command::Info(command) => command.run(),
             Command::Delete(command) => command.run(),
@@ -156,8 +159,9 @@ fn report(error: &anyhow::Error) -> ExitCode {
 
 fn show_error(error: &anyhow::Error) {
     eprintln!("puter: {error:#}");
-    if let Some(hinted) = error.downcast_ref::<Hinted>() {
-        eprintln!("hint: {}", hinted.hint());
+    let hint = error.downcast_ref::<Hinted>().map(|hinted| hinted.hint());
+    if let Some(hint) = hint.or_else(|| crate::vm::files::disk_hint(error)) {
+        eprintln!("hint: {hint}");
     }
 }
 

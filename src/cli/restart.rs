@@ -6,8 +6,7 @@ use anyhow::Result;
 use argh::FromArgs;
 
 use super::{each, output, with_context};
-use crate::vm::lifecycle::{self, StartOptions};
-use crate::vm::state::existing;
+use crate::vm::lifecycle;
 
 /// Stop VMs and start them again.
 #[derive(FromArgs)]
@@ -29,10 +28,7 @@ impl Restart {
         with_context(|context| {
             let timeout = self.timeout.map_or(context.settings.stop_timeout, Duration::from_secs);
             each(&self.names, |name| {
-                // `start` would make one that does not exist.
-                existing(context.home, name)?;
-                lifecycle::stop(context, name, timeout, self.force)?;
-                let started = lifecycle::start(context, name, &StartOptions::default())?;
+                let started = lifecycle::restart(context, name, timeout, self.force)?;
                 output::print(&format!("{name} runs at {} ({:.1} s)", started.vm.ip, started.took.as_secs_f64()));
                 Ok(())
             })?;

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::failpoint;
+
 const MAGIC: u32 = 0x5146_49fb;
 const VERSION: u32 = 3;
 const CLUSTER_BITS: u32 = 16;
@@ -76,6 +78,7 @@ pub fn create_overlay(path: &Path, backing: &Path, format: Format, size: u64) ->
     let image = overlay_bytes(&backing, format, size)?;
     let parent = path.parent().context("the overlay's path has no directory")?;
     let write = || -> std::io::Result<()> {
+        failpoint::write()?;
         let file = File::create_new(path)?;
         file.write_all_at(&image, 0)?;
         file.sync_all()?;
@@ -161,6 +164,7 @@ pub fn grow(path: &Path, size: u64) -> Result<()> {
         room * BYTES_PER_L1_ENTRY
     );
     // The table has its clusters whole; what was beyond its end becomes part of it and must name nothing.
+    failpoint::write().with_context(what)?;
     file.write_all_at(&vec![0; ((needed - entries) * 8) as usize], table + entries * 8).with_context(what)?;
     file.sync_data().with_context(what)?;
     // Size, encryption (none) and the table's length in one write, within a sector.

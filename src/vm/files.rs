@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 
-use super::cancel;
+use super::{Hint, cancel};
+use crate::failpoint;
 
 /// Replaces `path` by `bytes`, mode 0600: a reader sees the old file or the new one, after a crash as well.
 ///
@@ -20,6 +21,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let name = path.file_name().context("a file needs a name")?;
     let temporary = parent.join(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
     let write = || -> std::io::Result<()> {
+        failpoint::write()?;
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
@@ -30,6 +32,27 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = std::fs::remove_file(&temporary);
         anyhow::Error::new(error).context(format!("cannot write {}", path.display()))
     })
+}
+
+/// Whether something failed because the disk is full.
+pub fn is_full(error: &anyhow::Error) -> bool {
+    failed_with(error, std::io::ErrorKind::StorageFull)
+}
+
+/// The way out where the disk is what failed.
+pub fn disk_hint(error: &anyhow::Error) -> Option<&'static str> {
+    use std::io::ErrorKind as Kind;
+    let hints = [
+        (Kind::StorageFull, "make room: `puter df` shows what takes it, `puter delete` gives a VM's share back"),
+        (Kind::QuotaExceeded, "your quota on this file system is used up: `puter df` shows what takes it"),
+        (Kind::ReadOnlyFilesystem, "make the file system writable again, or set PUTER_HOME to another one"),
+        (Kind::PermissionDenied, "look at who owns the file: puter's data directory is to be yours alone"),
+    ];
+    hints.into_iter().find(|(kind, _)| failed_with(error, *kind)).map(|(_, hint)| hint)
+}
+
+fn failed_with(error: &anyhow::Error, kind: std::io::ErrorKind) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|error| error.kind() == kind)
 }
 
 /// Removes what killed writers of `path` left beside it. The caller holds the lock under which it is written.
@@ -53,7 +76,7 @@ pub fn remove_temporaries(path: &Path) -> Result<()> {
 /// # Errors
 /// When it is there and cannot be removed.
 pub fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
+    match failpoint::remove().and_then(|()| std::fs::remove_file(path)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))
         }
@@ -111,13 +134,18 @@ pub struct Lock {
 pub fn lock(path: &Path, limit: Duration, busy: &str) -> Result<Lock> {
     let end = Instant::now() + limit;
     loop {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .with_context(|| format!("cannot open the lock {}", path.display()))?;
+        let open = || {
+            // To open what is there needs no room.
+            let room = if path.exists() { Ok(()) } else { failpoint::write() };
+            let made =
+                room.and_then(|()| OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path));
+            match made {
+                // A lock that is there can be taken on a read-only disk too, so that a VM there can be stopped.
+                Err(error) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem => File::open(path).or(Err(error)),
+                made => made,
+            }
+        };
+        let file = open().with_context(|| format!("cannot open the lock {}", path.display()))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             // The former holder may have removed the file with its VM: a lock on that excludes nobody.
             Ok(()) if is_at(&file, path)? => return Ok(Lock { _file: file }),
@@ -126,7 +154,9 @@ pub fn lock(path: &Path, limit: Duration, busy: &str) -> Result<Lock> {
                 cancel::check()?;
                 std::thread::sleep(Duration::from_millis(10));
             }
-            Err(rustix::io::Errno::WOULDBLOCK) => anyhow::bail!("{busy}"),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(anyhow::anyhow!("{busy}")).hint("wait for it to end, then try again");
+            }
             Err(error) => return Err(error).with_context(|| format!("cannot lock {}", path.display())),
         }
     }

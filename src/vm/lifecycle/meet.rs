@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use base64::Engine;
 
 use super::Context;
-use crate::failpoint::reach;
+use crate::failpoint::{self, reach};
 use crate::hypervisor::process;
 use crate::protocol::address::Mac;
 use crate::protocol::agent::{Configure, Configured, Identity};
@@ -42,7 +42,8 @@ impl Knock {
     pub fn listen(home: &Home, vm: &str) -> Result<Knock> {
         let path = home.knock(vm);
         files::remove(&path)?;
-        let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+        let bind = || failpoint::write().and_then(|()| UnixListener::bind(&path));
+        let listener = bind().with_context(|| format!("cannot listen on {}", path.display()))?;
         listener.set_nonblocking(true)?;
         Ok(Knock { listener, path })
     }

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 pub use delete::delete;
-pub use start::{StartOptions, Started, finish, start};
+pub use start::{StartOptions, Started, change, finish, restart, start};
 pub use stop::{Stopped, stop};
 
+use super::files;
 use super::home::Home;
 use super::settings::Settings;
 use super::state::{ProcessId, Retry, Vm, existing};
-use super::{Hint, files};
 use crate::hypervisor;
 use crate::image::{self, PullOptions};
 
@@ -96,7 +96,7 @@ impl Context<'_> {
         let result = work();
         // The lock of a VM that is not, or not any more, would be litter.
         if !self.home.state(vm).exists() {
-            files::remove(&self.home.vm_lock(vm))?;
+            let _ = files::remove(&self.home.vm_lock(vm));
         }
         result
     }
@@ -105,7 +105,7 @@ impl Context<'_> {
         crate::protocol::address::check_vm_name(vm).map_err(anyhow::Error::msg)?;
         let limit = Duration::from_secs(20);
         let busy = format!("another command has been working on '{vm}' for 20 seconds");
-        let lock = files::lock(&self.home.vm_lock(vm), limit, &busy).hint("wait for it to end, then try again")?;
+        let lock = files::lock(&self.home.vm_lock(vm), limit, &busy)?;
         for path in [self.home.state(vm), self.home.known_hosts(vm)] {
             files::remove_temporaries(&path)?;
         }
@@ -142,7 +142,7 @@ pub fn settle<T>(context: &Context, name: &str, hypervisor: ProcessId, note: imp
         let mut vm = existing(context.home, name)?;
         anyhow::ensure!(vm.process == Some(hypervisor), "'{name}' is in other hands");
         let noted = note(&mut vm);
-        stop::clear(context, &mut vm)?;
+        stop::clear(context, &mut vm);
         Ok(noted)
     })
 }

@@ -17,14 +17,17 @@ use crate::protocol::daemon::TapRequest;
 use crate::vm::daemon::{self, Refused};
 use crate::vm::machine::{Action, Command, Event, Refusal, State};
 use crate::vm::settings::show_size;
-use crate::vm::state::{Restart, Retry, Vm, existing, refusal};
+use crate::vm::state::{Restart, Retry, Vm, existing, ready_for, refusal};
 use crate::vm::{Hint, cancel, files, monitor};
 
 /// How long the hypervisor may take to begin with the machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Less memory than this and no Linux boots, in bytes.
+const LEAST_MEMORY: u64 = 64 << 20;
+
 /// What the user asked for; what is absent comes from the settings.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StartOptions {
     pub image: Option<String>,
     pub cpus: Option<u32>,
@@ -54,6 +57,20 @@ pub struct Started {
 /// stopped as it was.
 pub fn start(context: &Context, name: &str, options: &StartOptions) -> Result<Started> {
     context.locked(name, || start_locked(context, name, options))
+}
+
+/// Stops the VM where it runs, and starts it: under one lock, so that no other command comes between.
+///
+/// # Errors
+/// As for [`stop::stop`] and [`start`].
+pub fn restart(context: &Context, name: &str, timeout: Duration, force: bool) -> Result<Started> {
+    context.locked(name, || {
+        let mut vm = ready_for(context.home, name, Command::Restart)?;
+        if vm.state().decide(Command::Restart) == Action::EndAndBoot {
+            stop::end(context, &mut vm, timeout, force)?;
+        }
+        start_locked(context, name, &StartOptions::default())
+    })
 }
 
 fn start_locked(context: &Context, name: &str, options: &StartOptions) -> Result<Started> {
@@ -93,6 +110,7 @@ fn start_locked(context: &Context, name: &str, options: &StartOptions) -> Result
         }
         _ => {}
     }
+    check_resources(options)?;
     if let Some(vm) = &found {
         check_same(vm, options)?;
     }
@@ -120,6 +138,25 @@ fn start_locked(context: &Context, name: &str, options: &StartOptions) -> Result
             Err(error)
         }
     }
+}
+
+/// Changes a VM as the options say: its resources where it is stopped, its policies in any state.
+///
+/// # Errors
+/// When there is no such VM, it runs, or it cannot be so.
+pub fn change(context: &Context, name: &str, options: &StartOptions) -> Result<Vm> {
+    context.locked(name, || {
+        let resources_change = options.cpus.is_some() || options.memory.is_some() || options.disk.is_some();
+        let mut vm = match resources_change {
+            true => ready_for(context.home, name, Command::Set)?,
+            false => existing(context.home, name)?,
+        };
+        let due = vm.retry;
+        resources(&mut vm, options)?;
+        vm.retry = due.filter(|_| vm.restart != Restart::No);
+        vm.save(context.home)?;
+        Ok(vm)
+    })
 }
 
 /// Ends what `start --no-wait` began: waits for the agent and configures the guest.
@@ -154,9 +191,33 @@ fn check_same(vm: &Vm, options: &StartOptions) -> Result<()> {
     Ok(())
 }
 
+/// Checks what no hypervisor could run, before anything is made or changed.
+pub(super) fn check_resources(options: &StartOptions) -> Result<()> {
+    if let Some(cpus) = options.cpus.filter(|cpus| !(1..=254).contains(cpus)) {
+        return Err(anyhow!("a VM cannot have {cpus} processors")).hint("give --cpus from 1 to 254");
+    }
+    if let Some(memory) = options.memory {
+        let host = host_memory();
+        let all = host.map_or(String::new(), |host| format!("; this host has {}", show_size(host)));
+        if memory < LEAST_MEMORY || host.is_some_and(|host| memory > host) {
+            return Err(anyhow!("a VM cannot have {} of memory{all}", show_size(memory)))
+                .hint(format!("give --memory from {} up", show_size(LEAST_MEMORY)));
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of the host's memory (proc_meminfo(5)).
+fn host_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 /// Takes on what the options change; the caller saves.
 pub(super) fn resources(vm: &mut Vm, options: &StartOptions) -> Result<()> {
     check_same(vm, options)?;
+    check_resources(options)?;
     vm.cpus = options.cpus.unwrap_or(vm.cpus);
     vm.memory = options.memory.unwrap_or(vm.memory);
     vm.restart = options.restart.unwrap_or(vm.restart);

@@ -48,13 +48,14 @@ pub(super) fn end(context: &Context, vm: &mut Vm, timeout: Duration, force: bool
         (Action::End, Some(id)) => id,
         _ => {
             vm.retry = None;
-            clear(context, vm)?;
+            clear(context, vm);
             return Ok(Stopped { vm: vm.clone(), took: began.elapsed(), forced: false, was_stopped: true });
         }
     };
     let _guard = cancel::guard();
     vm.advance(Event::Asked)?;
-    vm.save(context.home)?;
+    // A disk that is full or read-only is no reason to let it run on.
+    save_or_note(context, vm);
     reach("stop: marked");
     let mut forced = force;
     if !force {
@@ -70,7 +71,7 @@ pub(super) fn end(context: &Context, vm: &mut Vm, timeout: Duration, force: bool
                 // One that had not come so far stays marked: the next command ends what this one began.
                 if state == State::Running {
                     vm.advance(Event::Reprieved)?;
-                    vm.save(context.home)?;
+                    save_or_note(context, vm);
                 }
                 return Err(error);
             }
@@ -85,7 +86,7 @@ pub(super) fn end(context: &Context, vm: &mut Vm, timeout: Duration, force: bool
     }
     reach("stop: ended");
     vm.retry = None;
-    clear(context, vm)?;
+    clear(context, vm);
     reach("stop: cleared");
     Ok(Stopped { vm: vm.clone(), took: began.elapsed(), forced: forced && !force, was_stopped: false })
 }
@@ -106,11 +107,21 @@ fn wait_exit(id: ProcessId, timeout: Duration) -> Result<bool> {
     }
 }
 
-/// Removes what only a running VM has.
-pub(super) fn clear(context: &Context, vm: &mut Vm) -> Result<()> {
+/// Saves the state; where that fails the process, which is what counts, tells the truth all the same.
+fn save_or_note(context: &Context, vm: &Vm) {
+    if let Err(error) = vm.save(context.home) {
+        context.observer.note(&vm.name, &format!("its state is not written down: {error:#}"));
+    }
+}
+
+/// Removes what only a running VM has. What cannot be removed now is in nobody's way, and the next start or delete
+/// tries again.
+pub(super) fn clear(context: &Context, vm: &mut Vm) {
     context.end_strays(&vm.name);
     for path in context.home.volatile(&vm.name) {
-        files::remove(&path)?;
+        if let Err(error) = files::remove(&path) {
+            context.observer.note(&vm.name, &format!("{error:#}"));
+        }
     }
     reach("clear: sockets removed");
     if let Err(error) = daemon::Client::new(context.home).delete_tap(&vm.name) {
@@ -120,10 +131,8 @@ pub(super) fn clear(context: &Context, vm: &mut Vm) -> Result<()> {
         }
     }
     reach("clear: network removed");
-    if matches!(vm.state(), State::Creating | State::Deleting) {
-        return Ok(());
+    if !matches!(vm.state(), State::Creating | State::Deleting) && vm.advance(Event::Ended).is_ok() {
+        vm.process = None;
+        save_or_note(context, vm);
     }
-    vm.advance(Event::Ended)?;
-    vm.process = None;
-    vm.save(context.home)
 }

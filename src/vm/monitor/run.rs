@@ -91,7 +91,8 @@ fn begin(home: &Home, vm: &str, order: Order) -> Result<Begun> {
     let path = home.console(vm);
     ensure!(UnixStream::connect(&path).is_err(), "another monitor serves {}", path.display());
     crate::vm::files::remove(&path)?;
-    let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let bind = || crate::failpoint::write().and_then(|()| UnixListener::bind(&path));
+    let listener = bind().with_context(|| format!("cannot listen on {}", path.display()))?;
     match order {
         Order::Launch(launch) => {
             let hypervisor = launch.spawn()?;

@@ -1,0 +1,64 @@
+//! `puter set`.
+
+use anyhow::{Result, anyhow};
+use argh::FromArgs;
+
+use super::{Quiet, each, output, size, with_context, yes_or_no};
+use crate::vm::lifecycle::{self, StartOptions};
+use crate::vm::settings::show_size;
+use crate::vm::state::Restart;
+
+/// Change VMs: their resources while they are stopped, the rest at any time.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "set")]
+pub struct Set {
+    /// names of the VMs
+    #[argh(positional, arg_name = "name")]
+    names: Vec<String>,
+    /// number of processors
+    #[argh(option)]
+    cpus: Option<u32>,
+    /// memory, such as 512M or 2G
+    #[argh(option, from_str_fn(size))]
+    memory: Option<u64>,
+    /// size of the disk, such as 20G; it can only grow
+    #[argh(option, from_str_fn(size))]
+    disk: Option<u64>,
+    /// what happens when the VM ends by itself: no, on-failure or always
+    #[argh(option, arg_name = "policy")]
+    restart: Option<Restart>,
+    /// whether the VM starts with the user's services: yes or no
+    #[argh(option, from_str_fn(yes_or_no), arg_name = "answer")]
+    autostart: Option<bool>,
+}
+
+impl Set {
+    pub fn run(self) -> Result<()> {
+        let options = StartOptions {
+            cpus: self.cpus,
+            memory: self.memory,
+            disk: self.disk,
+            restart: self.restart,
+            autostart: self.autostart,
+            ..StartOptions::default()
+        };
+        if options == StartOptions::default() {
+            eprintln!("puter: nothing to change is named\nhint: `puter set --help` shows what can be changed");
+            return Err(anyhow!(Quiet(crate::USAGE)));
+        }
+        with_context(|context| {
+            each(&self.names, |name| {
+                let vm = lifecycle::change(context, name, &options)?;
+                let (memory, disk) = (show_size(vm.memory), show_size(vm.disk));
+                let autostart = if vm.autostart { ", autostart" } else { "" };
+                output::print(&format!(
+                    "{name}: {} cpus, {memory} of memory, {disk} of disk, restart {}{autostart}",
+                    vm.cpus,
+                    vm.restart.word()
+                ));
+                Ok(())
+            })?;
+            Ok(())
+        })
+    }
+}

@@ -61,7 +61,7 @@ fn sixteen_processes_at_random_leave_everything_in_order() {
         all.into_iter().map(|one| one.join().unwrap()).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
     });
     eprintln!("{done} commands did what they were to do, {failed} were refused or failed");
-    assert!(done > 50, "{done} of {}", done + failed);
+    assert!(done >= 10, "{done} of {}", done + failed);
 
     // What `--no-wait` left in the background, and the monitors of machines that were shot, come to their end.
     let active = || {

@@ -222,3 +222,48 @@ fn a_machine_starts_again_where_its_policy_says_so() {
     assert_eq!(status(&host, "web"), "stopped");
     assert!(info(&host, "web")["retry"].is_null());
 }
+
+#[test]
+#[ignore = "needs root"]
+fn a_directory_of_the_host_is_in_the_guest_and_read_only_means_it() {
+    let host = host();
+    let shared = host.world.dir().join("home/shared");
+    let other = host.world.dir().join("home/other");
+    for (directory, file) in [(&shared, "from-host"), (&other, "fixed")] {
+        let script = "mkdir -p \"$0\" && echo written by the host >\"$0/$1\"";
+        let mut command = host.world.command("sh");
+        xtask::shell::output(command.args(["-c", script]).arg(directory).arg(file)).unwrap();
+    }
+    let mounts = [format!("{}:/data", shared.display()), format!("{}:/fixed:ro", other.display())];
+    let start = ["start", "web", "--memory", "256M", "--mount", &mounts[0], "--mount", &mounts[1]];
+    host.fails(&start, "virtiofsd", "install virtiofsd");
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+    std::fs::copy(host::variable("PUTER_TEST_VIRTIOFSD"), host.world.dir().join("bin/virtiofsd")).unwrap();
+    host.ok(&start);
+
+    assert_eq!(busybox(&host, "web", &["cat", "/data/from-host"]), "written by the host");
+    busybox(&host, "web", &["sh", "-c", "echo written by the guest >/data/from-guest; sync"]);
+    assert_eq!(std::fs::read_to_string(shared.join("from-guest")).unwrap(), "written by the guest\n");
+    assert_eq!(busybox(&host, "web", &["cat", "/fixed/fixed"]), "written by the host");
+    // The guest's root may mount it as it likes: the host has the last word.
+    let script = "umount /fixed && mount -t virtiofs puter1 /fixed && echo x >/fixed/mine";
+    let output = host.world.puter(&["exec", "web", "--", "/bin/busybox", "sh", "-c", script]).unwrap();
+    assert_ne!(output.status.code(), Some(0));
+    assert!(!other.join("mine").exists());
+    assert!(host.ok(&["info", "web"]).contains(&mounts[1]));
+
+    // They outlive a stop and a start, and go with `set`.
+    host.ok(&["stop", "web"]);
+    host.until(LIMIT, || host.processes("virtiofsd").is_empty());
+    host.ok(&["start", "web"]);
+    assert_eq!(busybox(&host, "web", &["cat", "/data/from-guest"]), "written by the guest");
+    host.fails(&["set", "web", "--no-mount"], "'web' is running", "puter stop web");
+    host.ok(&["stop", "web"]);
+    host.ok(&["set", "web", "--no-mount"]);
+    let gone = format!("{}:/gone", host.world.dir().join("home/gone").display());
+    host.ok(&["set", "web", "--mount", &gone]);
+    host.fails(&["start", "web"], "cannot share", "");
+    host.ok(&["delete", "web"]);
+    host.until(LIMIT, || host.processes("virtiofsd").is_empty());
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result};
 
 use super::files::Guest;
-use super::{identity, network, ssh, system};
+use super::{identity, mounts, network, ssh, system};
 use crate::protocol::address::{Mac, check_vm_name};
 use crate::protocol::agent::{Configure, Configured};
 
@@ -35,6 +35,7 @@ pub fn configure(guest: &Guest, wanted: &Configure) -> Result<Configured> {
     let host_keys = ssh::host_keys(guest, new, &mut warnings)?;
     network::set_mac(guest, mac)?;
     let network = network::apply(guest, mac, &wanted.netplan, &mut warnings)?;
+    mounts::apply(guest, &wanted.mounts).context("cannot mount the shared directories")?;
     let root_size = system::grow_root(guest).unwrap_or_else(|error| {
         warnings.push(format!("the root file system does not fill its disk: {error:#}"));
         0

@@ -5,6 +5,7 @@ mod configure;
 mod exec;
 mod files;
 mod identity;
+mod mounts;
 mod network;
 mod server;
 mod ssh;

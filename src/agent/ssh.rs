@@ -12,7 +12,7 @@ use super::configure::warn;
 use super::files::Guest;
 
 const DIRECTORY: &str = "/etc/ssh";
-const BEGIN: &str = "# puter: begin";
+pub const BEGIN: &str = "# puter: begin";
 const END: &str = "# puter: end";
 /// The largest authorized_keys that is read, in bytes.
 const MAX_KEYS: usize = 1 << 20;
@@ -42,7 +42,7 @@ pub fn authorize(guest: &Guest, user: &str, keys: &[String]) -> Result<()> {
         rustix::fs::fchmod(&directory, Mode::from_raw_mode(0o700))?;
         own(guest, &directory, uid, gid)?;
         let former = read(&directory, "authorized_keys")?;
-        let wanted = merge(&former, keys);
+        let wanted = marked(&former, keys);
         if wanted == former {
             return Ok(());
         }
@@ -106,20 +106,21 @@ pub fn account(passwd: &str, user: &str) -> Option<(u32, u32, String)> {
 }
 
 /// The file with puter's part replaced; nobody else's line is touched.
-fn merge(former: &str, keys: &[String]) -> String {
+/// A text whose part between puter's marks holds these lines, in place of those of before.
+pub fn marked(former: &str, ours: &[String]) -> String {
     let mut lines = Vec::new();
-    let mut ours = false;
+    let mut inside = false;
     for (index, line) in former.lines().enumerate() {
         match line {
             // A part without its end is somebody's edit: nothing after it is ours to remove.
-            BEGIN => ours = former.lines().skip(index).any(|line| line == END),
-            END => ours = false,
-            line if !ours => lines.push(line),
+            BEGIN => inside = former.lines().skip(index).any(|line| line == END),
+            END => inside = false,
+            line if !inside => lines.push(line),
             _ => {}
         }
     }
     lines.push(BEGIN);
-    lines.extend(keys.iter().map(|key| key.trim()));
+    lines.extend(ours.iter().map(|line| line.trim()));
     lines.push(END);
     lines.join("\n") + "\n"
 }
@@ -181,12 +182,12 @@ mod tests {
 
     #[test]
     fn puters_keys_are_replaced_and_others_stay() {
-        let first = merge("ssh-rsa AAA me\n", &["ssh-ed25519 ONE puter".into()]);
+        let first = marked("ssh-rsa AAA me\n", &["ssh-ed25519 ONE puter".into()]);
         assert_eq!(first, "ssh-rsa AAA me\n# puter: begin\nssh-ed25519 ONE puter\n# puter: end\n");
-        let second = merge(&first, &["ssh-ed25519 TWO puter".into()]);
+        let second = marked(&first, &["ssh-ed25519 TWO puter".into()]);
         assert_eq!(second, first.replace("ONE", "TWO"));
-        assert_eq!(merge(&second, &["ssh-ed25519 TWO puter".into()]), second);
-        assert!(merge("# puter: begin\nssh-rsa BBB you\n", &[]).contains("ssh-rsa BBB you\n"));
+        assert_eq!(marked(&second, &["ssh-ed25519 TWO puter".into()]), second);
+        assert!(marked("# puter: begin\nssh-rsa BBB you\n", &[]).contains("ssh-rsa BBB you\n"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::protocol::address::Mac;
 use crate::vm::home::Home;
 use crate::vm::lifecycle::unix_now;
 use crate::vm::settings::show_size;
-use crate::vm::state::{Exit, ImageId, Restart, Retry, Vm, existing};
+use crate::vm::state::{Exit, ImageId, Mount, Restart, Retry, Vm, existing};
 
 /// Show everything about VMs.
 #[derive(FromArgs)]
@@ -52,6 +52,7 @@ pub struct Shown<'a> {
     /// Seconds since the start, of a VM that runs.
     pub uptime: Option<u64>,
     pub hypervisor: Option<&'a str>,
+    pub mounts: &'a [Mount],
     pub restart: Restart,
     pub autostart: bool,
     /// How it last ended by itself.
@@ -84,6 +85,7 @@ impl<'a> Shown<'a> {
             created: vm.created,
             uptime: vm.started.filter(|_| alive).map(|started| unix_now().saturating_sub(started)),
             hypervisor: vm.hypervisor.as_deref().filter(|_| alive),
+            mounts: &vm.mounts,
             restart: vm.restart,
             autostart: vm.autostart,
             exit: vm.exit.as_ref().filter(|_| !alive),
@@ -119,6 +121,9 @@ impl<'a> Shown<'a> {
         row("memory", show_size(self.memory));
         row("disk", format!("{}, {} used on the host", show_size(self.disk), show_size(self.overlay_used)));
         row("overlay", self.overlay.display().to_string());
+        for mount in self.mounts {
+            row("shares", mount.to_string());
+        }
         row("image", self.image.reference.clone());
         row("digest", self.image.digest.clone());
         row("console", self.console.display().to_string());

@@ -6,7 +6,7 @@ use argh::FromArgs;
 use super::{Quiet, each, output, size, with_context, yes_or_no};
 use crate::vm::lifecycle::{self, StartOptions};
 use crate::vm::settings::show_size;
-use crate::vm::state::Restart;
+use crate::vm::state::{Mount, Restart};
 
 /// Change VMs: their resources while they are stopped, the rest at any time.
 #[derive(FromArgs)]
@@ -24,6 +24,13 @@ pub struct Set {
     /// size of the disk, such as 20G; it can only grow
     #[argh(option, from_str_fn(size))]
     disk: Option<u64>,
+    /// share a directory with the guest, as HOST:GUEST or HOST:GUEST:ro, in place of those of before; can be given
+    /// several times
+    #[argh(option)]
+    mount: Vec<Mount>,
+    /// share no directory any more
+    #[argh(switch)]
+    no_mount: bool,
     /// what happens when the VM ends by itself: no, on-failure or always
     #[argh(option, arg_name = "policy")]
     restart: Option<Restart>,
@@ -38,6 +45,7 @@ impl Set {
             cpus: self.cpus,
             memory: self.memory,
             disk: self.disk,
+            mounts: (self.no_mount || !self.mount.is_empty()).then_some(self.mount),
             restart: self.restart,
             autostart: self.autostart,
             ..StartOptions::default()
@@ -56,6 +64,9 @@ impl Set {
                     vm.cpus,
                     vm.restart.word()
                 ));
+                for mount in &vm.mounts {
+                    output::print(&format!("{name}: shares {mount}"));
+                }
                 Ok(())
             })?;
             Ok(())

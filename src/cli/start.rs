@@ -5,7 +5,7 @@ use argh::FromArgs;
 
 use super::{each, output, size, with_context, yes_or_no};
 use crate::vm::lifecycle::{self, StartOptions};
-use crate::vm::state::Restart;
+use crate::vm::state::{Mount, Restart};
 
 /// Start VMs; one that does not exist is made first.
 #[derive(FromArgs)]
@@ -26,6 +26,9 @@ pub struct Start {
     /// size of the disk, such as 20G; that of an existing VM grows
     #[argh(option, from_str_fn(size))]
     disk: Option<u64>,
+    /// share a directory with the guest, as HOST:GUEST or HOST:GUEST:ro; can be given several times
+    #[argh(option)]
+    mount: Vec<Mount>,
     /// what happens when the VM ends by itself: no, on-failure or always
     #[argh(option, arg_name = "policy")]
     restart: Option<Restart>,
@@ -48,6 +51,7 @@ impl Start {
             memory: self.memory,
             disk: self.disk,
             no_wait: self.no_wait,
+            mounts: Some(self.mount).filter(|mounts| !mounts.is_empty()),
             restart: self.restart,
             autostart: self.autostart,
             retry: None,

@@ -6,6 +6,7 @@ mod detect;
 pub mod emulator;
 pub mod events;
 pub mod process;
+pub mod virtiofs;
 pub mod vsock;
 
 use std::fs::OpenOptions;

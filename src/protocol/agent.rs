@@ -109,8 +109,21 @@ pub struct Configure {
     pub user: String,
     /// The host's time in nanoseconds since 1970-01-01 UTC; the guest's clock is set to it past 100 ms of drift.
     pub time: Option<u64>,
+    /// Directories of the host that the guest mounts.
+    pub mounts: Vec<Mount>,
     /// What makes this machine itself; absent for one that keeps what it has.
     pub identity: Option<Identity>,
+}
+
+/// A directory of the host in the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// The virtiofs device's name.
+    pub tag: String,
+    /// Where it is mounted: an absolute path in the guest.
+    pub path: String,
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// A machine's own identity, new for each new machine.

@@ -218,7 +218,10 @@ impl Home {
     pub fn volatile(&self, vm: &str) -> Vec<PathBuf> {
         let lock = PathBuf::from(format!("{}.lock", self.api(vm).display()));
         let sockets = [self.vsock(vm), self.knock(vm), self.serial(vm), self.console(vm), self.events(vm)];
-        [self.api(vm), lock].into_iter().chain(sockets).collect()
+        // virtiofsd writes its number beside its socket.
+        let shares = (0..super::lifecycle::MOST_SHARES).map(|number| self.share(vm, number));
+        let shares = shares.flat_map(|share| [share.with_added_extension("pid"), share]);
+        [self.api(vm), lock].into_iter().chain(sockets).chain(shares).collect()
     }
 
     /// Everything of a VM outside its state file, overlay and volatile files.

@@ -77,6 +77,9 @@ pub struct Vm {
     pub started: Option<u64>,
     /// What runs it: `cloud-hypervisor 54.0` or `emulator`.
     pub hypervisor: Option<String>,
+    /// Directories of the host that the guest sees.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
     /// What is done when it ends without having been asked to.
     #[serde(default)]
     pub restart: Restart,
@@ -89,6 +92,46 @@ pub struct Vm {
     /// Restarts in a row, and when the next one is due, in seconds since 1970-01-01 UTC.
     #[serde(default)]
     pub retry: Option<Retry>,
+}
+
+/// A directory of the host that a guest sees.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    pub host: PathBuf,
+    /// An absolute path in the guest.
+    pub guest: String,
+    /// Enforced on the host: the guest cannot change it.
+    pub read_only: bool,
+}
+
+impl std::str::FromStr for Mount {
+    type Err = String;
+
+    /// Reads `HOST:GUEST` or `HOST:GUEST:ro`; a relative HOST is one of the working directory.
+    fn from_str(text: &str) -> Result<Mount, String> {
+        let wrong = |why: &str| format!("'{text}' is no mount: {why}; it is written HOST:GUEST or HOST:GUEST:ro");
+        let (rest, read_only) = match (text.strip_suffix(":ro"), text.strip_suffix(":rw")) {
+            (Some(rest), _) => (rest, true),
+            (_, Some(rest)) => (rest, false),
+            _ => (text, false),
+        };
+        let (host, guest) = rest.rsplit_once(':').ok_or_else(|| wrong("it names no place in the guest"))?;
+        if !guest.starts_with('/') || guest == "/" || guest.split('/').any(|part| part == "..") {
+            return Err(wrong("the place in the guest must be an absolute path other than /"));
+        }
+        if host.is_empty() || text.chars().any(char::is_control) {
+            return Err(wrong("it names no directory of the host"));
+        }
+        let host = std::path::absolute(host).map_err(|error| wrong(&error.to_string()))?;
+        Ok(Mount { host, guest: guest.to_string(), read_only })
+    }
+}
+
+impl std::fmt::Display for Mount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let read_only = if self.read_only { ":ro" } else { "" };
+        write!(f, "{}:{}{read_only}", self.host.display(), self.guest)
+    }
 }
 
 /// What is done when a VM ends without having been asked to by a command.
@@ -370,6 +413,7 @@ pub(crate) mod tests {
             created: 0,
             started: None,
             hypervisor: None,
+            mounts: Vec::new(),
             restart: Restart::No,
             autostart: false,
             exit: None,
@@ -398,6 +442,18 @@ pub(crate) mod tests {
         vm.process = Some(ProcessId { pid: me, start_time: start_time + 1 });
         assert_eq!(vm.state(), State::Stopped);
         assert_eq!(Vm::load(&home, "absent").unwrap(), None);
+    }
+
+    #[test]
+    fn mounts_are_read_and_wrong_ones_say_why() {
+        let mount: Mount = "/srv/a:b:/data:ro".parse().unwrap();
+        assert_eq!(mount, Mount { host: "/srv/a:b".into(), guest: "/data".into(), read_only: true });
+        assert_eq!(mount.to_string().parse(), Ok(mount));
+        let here: Mount = ".:/work".parse().unwrap();
+        assert_eq!(here.host, std::env::current_dir().unwrap());
+        for bad in ["", "/srv", "/srv:data", "/srv:/", ":/data", "/srv:/a/../b", "/srv:/a\nb"] {
+            assert!(bad.parse::<Mount>().unwrap_err().contains("HOST:GUEST"), "{bad}");
+        }
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub const NAMES: [&str; 3] = ["puter", "puterd", "puter-agent"];
 
 /// Version of the vsock device that the emulator runs.
 const VHOST_DEVICE_VSOCK: &str = "0.3.0";
+/// Version of the program that serves shared directories.
+const VIRTIOFSD: &str = "1.14.0";
 
 /// A directory with the executable and its names.
 pub struct Built {
@@ -68,18 +70,31 @@ fn host_target() -> Result<String> {
 /// # Errors
 /// When cargo cannot build it.
 pub fn vhost_device_vsock() -> Result<PathBuf> {
-    if let Some(found) = find("vhost-device-vsock") {
-        return Ok(found);
+    match find("vhost-device-vsock") {
+        Some(found) => Ok(found),
+        None => tool("vhost-device-vsock", VHOST_DEVICE_VSOCK),
     }
+}
+
+/// virtiofsd, built into `target/tools/`: what QEMU's packages have under this name is another program.
+///
+/// # Errors
+/// When cargo cannot build it.
+pub fn virtiofsd() -> Result<PathBuf> {
+    tool("virtiofsd", VIRTIOFSD)
+}
+
+/// A program from crates, built once.
+fn tool(name: &str, version: &str) -> Result<PathBuf> {
     let root = top().join("target/tools");
-    let made = root.join("bin/vhost-device-vsock");
+    let made = root.join("bin").join(name);
     if !made.is_file() {
-        println!("building vhost-device-vsock {VHOST_DEVICE_VSOCK}, once");
+        println!("building {name} {version}, once");
         // From another directory: this repository's linker flags are not meant for it.
         run(Command::new("cargo")
             .args(["install", "--quiet", "--locked", "--root"])
             .arg(&root)
-            .arg(format!("vhost-device-vsock@{VHOST_DEVICE_VSOCK}"))
+            .arg(format!("{name}@{version}"))
             .current_dir("/"))?;
     }
     ensure!(made.is_file(), "cargo install left no {}", made.display());

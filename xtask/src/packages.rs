@@ -34,6 +34,8 @@ pub const TEST: &[&str] = &[
     "attr",
     "cpio",
     "file",
+    "libcap-ng-dev",
+    "libseccomp-dev",
     "socat",
     "tcpdump",
 ];

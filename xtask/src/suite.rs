@@ -19,6 +19,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     let built = build::release()?;
     let vsock = build::vhost_device_vsock()?;
     let guest = build::guest_image(&built)?;
+    let virtiofsd = build::virtiofsd()?;
     let small = build::small_guest(&built)?;
     let mut cargo = Command::new("cargo");
     cargo
@@ -32,7 +33,10 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     cargo.current_dir(top());
     cargo.env("PUTER_TEST_KERNEL", build::guest_kernel()?);
     cargo.env("PUTER_TEST_BIN", &built.dir).env("PUTER_TEST_GUEST", &guest);
-    cargo.env("PUTER_TEST_SMALL_GUEST", &small).env("PUTER_VHOST_DEVICE_VSOCK", &vsock);
+    cargo
+        .env("PUTER_TEST_SMALL_GUEST", &small)
+        .env("PUTER_TEST_VIRTIOFSD", &virtiofsd)
+        .env("PUTER_VHOST_DEVICE_VSOCK", &vsock);
     if !rustix::process::geteuid().is_root() {
         let target = crate::shell::output(Command::new("rustc").args(["--print", "host-tuple"]))?;
         let variable = format!("CARGO_TARGET_{}_RUNNER", target.to_ascii_uppercase().replace('-', "_"));

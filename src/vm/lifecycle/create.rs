@@ -72,6 +72,7 @@ pub(super) fn create(context: &Context, name: &str, options: &StartOptions, daem
             created: unix_now(),
             started: None,
             hypervisor: None,
+            mounts: options.mounts.clone().unwrap_or_default(),
             restart: options.restart.unwrap_or_default(),
             autostart: options.autostart.unwrap_or_default(),
             exit: None,

@@ -147,12 +147,27 @@ fn configuration(context: &Context, vm: &Vm) -> Result<Configure> {
         ssh_keys: vec![key::public(context.home)?],
         user: String::new(),
         time,
+        mounts: vm
+            .mounts
+            .iter()
+            .enumerate()
+            .map(|(number, mount)| crate::protocol::agent::Mount {
+                tag: share_tag(number),
+                path: mount.guest.clone(),
+                read_only: mount.read_only,
+            })
+            .collect(),
         identity: Some(Identity {
             instance: vm.instance.clone(),
             machine_id: vm.machine_id.clone(),
             seed: base64::engine::general_purpose::STANDARD.encode(seed),
         }),
     })
+}
+
+/// The name by which the guest knows one of its shared directories.
+pub fn share_tag(number: usize) -> String {
+    format!("puter{number}")
 }
 
 /// The guest's network: the link with our MAC, by DHCP; the MAC as the client's identity, so that a clone with an old

@@ -21,6 +21,8 @@ use super::state::{ProcessId, Retry, Vm, existing};
 use crate::hypervisor;
 use crate::image::{self, PullOptions};
 
+/// Directories that one VM may share: each has a place on its PCI bus.
+pub const MOST_SHARES: usize = 8;
 /// How long a stray hypervisor may take to end.
 const STRAY_LIMIT: Duration = Duration::from_secs(10);
 
@@ -80,6 +82,13 @@ impl Context<'_> {
         for (pid, start_time) in hypervisor::serving(&self.home.api(vm)) {
             self.observer.note(vm, &format!("ending the hypervisor (process {pid}) that a killed command left"));
             hypervisor::process::kill(pid, start_time, STRAY_LIMIT);
+        }
+        // They end with their hypervisor; those that never met it do not.
+        for number in 0..MOST_SHARES {
+            let socket = self.home.share(vm, number);
+            for (pid, start_time) in hypervisor::virtiofs::serving(&socket).into_iter().filter(|_| socket.exists()) {
+                hypervisor::process::kill(pid, start_time, STRAY_LIMIT);
+            }
         }
     }
 

@@ -7,17 +7,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use super::create::create;
-use super::meet::{Knock, meet_agent, with_log};
-use super::{Context, delete, stop, unix_now};
+use super::meet::{Knock, meet_agent, share_tag, with_log};
+use super::{Context, MOST_SHARES, delete, stop, unix_now};
 use crate::disk::qcow2;
 use crate::failpoint::reach;
-use crate::hypervisor::{self, Disk, DiskFormat, Kind, Machine, Net, Serial, Vsock};
+use crate::hypervisor::virtiofs::Server;
+use crate::hypervisor::{self, Disk, DiskFormat, Kind, Machine, Net, Serial, Share, Vsock};
 use crate::image::Store;
 use crate::protocol::daemon::TapRequest;
 use crate::vm::daemon::{self, Refused};
 use crate::vm::machine::{Action, Command, Event, Refusal, State};
 use crate::vm::settings::show_size;
-use crate::vm::state::{Restart, Retry, Vm, existing, ready_for, refusal};
+use crate::vm::state::{Mount, Restart, Retry, Vm, existing, ready_for, refusal};
 use crate::vm::{Hint, cancel, files, monitor};
 
 /// How long the hypervisor may take to begin with the machine.
@@ -35,6 +36,8 @@ pub struct StartOptions {
     pub disk: Option<u64>,
     /// Return once the hypervisor runs; a process in the background finishes the rest.
     pub no_wait: bool,
+    /// Directories to share; they replace those of before.
+    pub mounts: Option<Vec<Mount>>,
     pub restart: Option<Restart>,
     pub autostart: Option<bool>,
     /// This start is the restart that the state says is due: it happens only if that still holds.
@@ -146,7 +149,8 @@ fn start_locked(context: &Context, name: &str, options: &StartOptions) -> Result
 /// When there is no such VM, it runs, or it cannot be so.
 pub fn change(context: &Context, name: &str, options: &StartOptions) -> Result<Vm> {
     context.locked(name, || {
-        let resources_change = options.cpus.is_some() || options.memory.is_some() || options.disk.is_some();
+        let resources_change =
+            options.cpus.is_some() || options.memory.is_some() || options.disk.is_some() || options.mounts.is_some();
         let mut vm = match resources_change {
             true => ready_for(context.home, name, Command::Set)?,
             false => existing(context.home, name)?,
@@ -196,6 +200,17 @@ pub(super) fn check_resources(options: &StartOptions) -> Result<()> {
     if let Some(cpus) = options.cpus.filter(|cpus| !(1..=254).contains(cpus)) {
         return Err(anyhow!("a VM cannot have {cpus} processors")).hint("give --cpus from 1 to 254");
     }
+    let mounts = options.mounts.as_deref().unwrap_or_default();
+    if mounts.len() > MOST_SHARES {
+        return Err(anyhow!("{} mounts are too many", mounts.len()))
+            .hint(format!("give --mount up to {MOST_SHARES} times"));
+    }
+    for (number, mount) in mounts.iter().enumerate() {
+        if mounts[..number].iter().any(|other| other.guest == mount.guest) {
+            return Err(anyhow!("two directories cannot both be at {}", mount.guest))
+                .hint("give each --mount its own place");
+        }
+    }
     if let Some(memory) = options.memory {
         let host = host_memory();
         let all = host.map_or(String::new(), |host| format!("; this host has {}", show_size(host)));
@@ -220,6 +235,9 @@ pub(super) fn resources(vm: &mut Vm, options: &StartOptions) -> Result<()> {
     check_resources(options)?;
     vm.cpus = options.cpus.unwrap_or(vm.cpus);
     vm.memory = options.memory.unwrap_or(vm.memory);
+    if let Some(mounts) = &options.mounts {
+        vm.mounts.clone_from(mounts);
+    }
     vm.restart = options.restart.unwrap_or(vm.restart);
     vm.autostart = options.autostart.unwrap_or(vm.autostart);
     vm.retry = options.retry;
@@ -262,6 +280,7 @@ fn run(
     let home = context.home;
     let name = vm.name.clone();
     check_disk(vm)?;
+    let shares = shares(context, vm)?;
     let request = TapRequest { vm: name.clone(), id: vm.id, isolated: false };
     let tap = context.step(&name, "network", || daemon.ensure_tap(&request)).map_err(|error| {
         match error.downcast_ref::<Refused>() {
@@ -286,7 +305,7 @@ fn run(
         disks: vec![Disk { path: vm.overlay.clone(), format: DiskFormat::Qcow2 { backing: true }, readonly: false }],
         nets: vec![Net { tap: vm.tap.clone(), mac: vm.mac.to_string() }],
         vsock: Some(Vsock { cid: vm.cid, socket: home.vsock(&name) }),
-        shares: Vec::new(),
+        shares: (0..vm.mounts.len()).map(|n| Share { tag: share_tag(n), socket: home.share(&name, n) }).collect(),
         serial: Serial::Socket(home.serial(&name)),
         api_socket: home.api(&name),
         events: Some(home.events(&name)),
@@ -300,7 +319,7 @@ fn run(
     let knock = Knock::listen(home, &name)?;
     context.step(&name, kind.name(), || {
         let launch = hypervisor::Launch::new(kind, &machine, &log)?;
-        let monitored = monitor::launch(home, &name, launch)?;
+        let monitored = monitor::launch(home, &name, launch, shares)?;
         reach("start: hypervisor launched");
         let id = monitored.hypervisor;
         vm.advance(Event::Launched)?;
@@ -322,6 +341,18 @@ fn run(
         return finish_in_background(&name, home.root());
     }
     meet_agent(context, vm, &knock)
+}
+
+/// The programs that serve the VM's shared directories.
+fn shares(context: &Context, vm: &Vm) -> Result<Vec<Server>> {
+    let all = vm.mounts.iter().enumerate();
+    all.map(|(number, mount)| {
+        let host = &mount.host;
+        let found = std::fs::metadata(host).with_context(|| format!("cannot share {}", host.display()))?;
+        ensure!(found.is_dir(), "cannot share {}: it is no directory", host.display());
+        Server::new(host, &context.home.share(&vm.name, number), mount.read_only)
+    })
+    .collect()
 }
 
 /// Checks that the overlay and what it stands on are still there and what the state says.

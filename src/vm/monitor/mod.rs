@@ -7,6 +7,7 @@
 mod console;
 mod end;
 mod run;
+mod shares;
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::home::Home;
 use super::state::{ProcessId, Vm};
 use crate::hypervisor::Launch;
+use crate::hypervisor::virtiofs::Server;
 
 /// The longest order or answer, in bytes.
 const MAX_LINE: u64 = 1 << 20;
@@ -28,8 +30,8 @@ const MAX_LINE: u64 = 1 << 20;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Order {
-    /// Start this hypervisor.
-    Launch(Launch),
+    /// Start this hypervisor, after what serves its shared directories.
+    Launch { hypervisor: Launch, shares: Vec<Server> },
     /// See to this one, which runs.
     Adopt(ProcessId),
 }
@@ -65,8 +67,8 @@ impl Monitored {
 ///
 /// # Errors
 /// When one of them cannot be started.
-pub fn launch(home: &Home, vm: &str, launch: Launch) -> Result<Monitored> {
-    start(home, vm, &Order::Launch(launch))
+pub fn launch(home: &Home, vm: &str, hypervisor: Launch, shares: Vec<Server>) -> Result<Monitored> {
+    start(home, vm, &Order::Launch { hypervisor, shares })
 }
 
 /// Starts a monitor for a hypervisor that has lost its own.

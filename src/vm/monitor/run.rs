@@ -15,7 +15,7 @@ use smol::io::{AsyncReadExt, AsyncWriteExt};
 use smol::{Async, LocalExecutor, Timer};
 
 use super::console::Console;
-use super::{Answer, MAX_LINE, Order, end};
+use super::{Answer, MAX_LINE, Order, end, shares};
 use crate::hypervisor::{events, process};
 use crate::vm::home::Home;
 use crate::vm::state::{ProcessId, Reason, Vm};
@@ -85,6 +85,7 @@ struct Begun {
     /// Absent where another process started it.
     child: Option<Child>,
     listener: UnixListener,
+    servers: shares::Servers,
 }
 
 fn begin(home: &Home, vm: &str, order: Order) -> Result<Begun> {
@@ -94,14 +95,15 @@ fn begin(home: &Home, vm: &str, order: Order) -> Result<Begun> {
     let bind = || crate::failpoint::write().and_then(|()| UnixListener::bind(&path));
     let listener = bind().with_context(|| format!("cannot listen on {}", path.display()))?;
     match order {
-        Order::Launch(launch) => {
-            let hypervisor = launch.spawn()?;
+        Order::Launch { hypervisor, shares } => {
+            let mut servers = shares::Servers::start(shares, &home.hypervisor_log(vm))?;
+            let hypervisor = hypervisor.spawn().inspect_err(|_| servers.end())?;
             let id = ProcessId { pid: hypervisor.pid(), start_time: hypervisor.start_time() };
-            Ok(Begun { hypervisor: id, child: Some(hypervisor.into_child()), listener })
+            Ok(Begun { hypervisor: id, child: Some(hypervisor.into_child()), listener, servers })
         }
         Order::Adopt(id) => {
             ensure!(process::is_alive(id.pid, id.start_time), "the hypervisor has ended");
-            Ok(Begun { hypervisor: id, child: None, listener })
+            Ok(Begun { hypervisor: id, child: None, listener, servers: shares::Servers::default() })
         }
     }
 }
@@ -118,6 +120,10 @@ fn attend(home: &Home, vm: &str, begun: Begun, input: impl Read + Send + 'static
     smol::block_on(executor.clone().run(async {
         let serial = executor.spawn(read_serial(shared.clone(), home.serial(vm)));
         let _listening = executor.spawn(accept(executor.clone(), shared.clone(), begun.listener));
+        let mut servers = begun.servers;
+        let keeper = executor.spawn(async move {
+            servers.keep().await;
+        });
         let panic = executor.spawn(watch_for_panic(home.events(vm), id));
         let (its_home, its_name) = (home.clone(), vm.to_string());
         let leash = executor.spawn(async move {
@@ -144,7 +150,7 @@ fn attend(home: &Home, vm: &str, begun: Begun, input: impl Read + Send + 'static
             }
             Timer::after(RECONNECT).await;
         }
-        drop(serial);
+        drop((serial, keeper));
         if !leash.await {
             return None;
         }

@@ -220,7 +220,7 @@ impl Home {
         let sockets = [self.vsock(vm), self.knock(vm), self.serial(vm), self.console(vm), self.events(vm)];
         // virtiofsd writes its number beside its socket.
         let shares = (0..super::lifecycle::MOST_SHARES).map(|number| self.share(vm, number));
-        let shares = shares.flat_map(|share| [share.with_added_extension("pid"), share]);
+        let shares = shares.flat_map(|share| [PathBuf::from(format!("{}.pid", share.display())), share]);
         [self.api(vm), lock].into_iter().chain(sockets).chain(shares).collect()
     }
 

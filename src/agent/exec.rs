@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use rustix::fs::{Gid, Uid};
 use rustix::process::{Pid, Signal, kill_process_group};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -39,21 +40,19 @@ pub struct Program {
 /// # Errors
 /// When there is no such program, user or directory.
 pub fn start(guest: &Guest, wanted: &Exec) -> Result<Program> {
-    let (program, args) = wanted.command.split_first().context("no program is named")?;
+    let mut command = wanted.command.clone();
+    // The agent itself, wherever it lies: the other end of `puter cp`.
+    if command.first().is_some_and(|program| program == "puter-agent") {
+        let me = std::env::current_exe().context("cannot find the agent's own executable")?;
+        command.insert(0, me.to_str().context("the agent's path is not UTF-8")?.to_string());
+    }
+    let (program, args) = command.split_first().context("no program is named")?;
     ensure!(!wanted.command.iter().any(|word| word.contains('\0')), "a word of the command contains a NUL");
     let user = if wanted.user.is_empty() { "root" } else { &wanted.user };
     let passwd = std::fs::read_to_string(guest.path("/etc/passwd")).context("cannot read /etc/passwd")?;
-    let (_, _, home) = account(&passwd, user).with_context(|| format!("the guest has no user '{user}'"))?;
-    let mut command = if user == "root" {
-        let mut command = Command::new(program);
-        command.args(args);
-        command
-    } else {
-        // It sets the user's groups as well.
-        let mut command = Command::new("runuser");
-        command.args(["-u", user, "--", program]).args(args);
-        command
-    };
+    let (uid, gid, home) = account(&passwd, user).with_context(|| format!("the guest has no user '{user}'"))?;
+    let mut command = Command::new(program);
+    command.args(args);
     let directory = match wanted.directory.as_str() {
         // A home that is not there is no reason to fail, as for login(1).
         "" if guest.path(&home).is_dir() => &home,
@@ -70,8 +69,39 @@ pub fn start(guest: &Guest, wanted: &Exec) -> Result<Program> {
             None
         }
     };
+    // The agent's own tests run as whoever they run.
+    if user != "root" {
+        let text = std::fs::read_to_string(guest.path("/etc/group")).unwrap_or_default();
+        become_user(&mut command, uid, gid, groups(&text, user, gid));
+    }
     let child = command.spawn().with_context(|| format!("cannot run '{program}' in {directory}"))?;
     Ok(Program { child, terminal })
+}
+
+/// Has the program run as this user. After the terminal: that is still root's to give.
+fn become_user(command: &mut Command, uid: u32, gid: u32, groups: Vec<Gid>) {
+    use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
+    // SAFETY: three system calls between fork and exec, which take no lock and allocate nothing; the child has one
+    // thread.
+    unsafe {
+        command.pre_exec(move || {
+            set_thread_groups(&groups)?;
+            set_thread_gid(Gid::from_raw(gid))?;
+            set_thread_uid(Uid::from_raw(uid))?;
+            Ok(())
+        });
+    }
+}
+
+/// The groups of a user, by group(5).
+fn groups(text: &str, user: &str, own: u32) -> Vec<Gid> {
+    let member = |line: &str| -> Option<u32> {
+        let fields: Vec<&str> = line.split(':').collect();
+        fields.get(3)?.split(',').any(|name| name == user).then(|| fields.get(2)?.parse().ok()).flatten()
+    };
+    let mut all = vec![own];
+    all.extend(text.lines().filter_map(member).filter(|&gid| gid != own && gid != u32::MAX));
+    all.into_iter().map(Gid::from_raw).collect()
 }
 
 /// Makes a terminal the program's own and gives its other end.
@@ -206,5 +236,17 @@ fn carry_in<S: Stream>(mut stream: BufReader<S>, mut stdin: Option<File>, termin
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_has_the_groups_that_name_it_and_its_own() {
+        let text = "root:x:0:\nwheel:x:10:root,me\ndocker:x:999:me\nme:x:1000:me\nbad:x\nother:x:7:you,mean\n";
+        assert_eq!(groups(text, "me", 1000), [1000, 10, 999].map(Gid::from_raw));
+        assert_eq!(groups("", "me", 1000), [Gid::from_raw(1000)]);
     }
 }

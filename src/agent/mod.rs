@@ -10,6 +10,7 @@ mod network;
 mod server;
 mod ssh;
 mod system;
+mod transfer;
 
 use std::ffi::OsString;
 use std::os::unix::net::UnixListener;
@@ -43,7 +44,22 @@ struct Options {
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let words: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let options = match Options::from_args(&["puter-agent"], &words) {
+    // As `exec` calls it, whatever the executable's own name.
+    let words = words.strip_prefix(&["puter-agent"]).unwrap_or(&words);
+    if matches!(words.first(), Some(&("pack" | "unpack"))) {
+        return match transfer::Transfer::from_args(&["puter-agent"], words).map(transfer::Transfer::run) {
+            Ok(Ok(())) => ExitCode::SUCCESS,
+            Ok(Err(error)) => {
+                eprintln!("puter-agent: {error:#}");
+                ExitCode::FAILURE
+            }
+            Err(exit) => {
+                eprintln!("puter-agent: {}", exit.output.trim_end());
+                ExitCode::from(crate::USAGE)
+            }
+        };
+    }
+    let options = match Options::from_args(&["puter-agent"], words) {
         Ok(options) => options,
         Err(exit) if exit.status.is_ok() => {
             println!("{}", exit.output.trim_end());

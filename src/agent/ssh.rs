@@ -105,8 +105,7 @@ pub fn account(passwd: &str, user: &str) -> Option<(u32, u32, String)> {
     })
 }
 
-/// The file with puter's part replaced; nobody else's line is touched.
-/// A text whose part between puter's marks holds these lines, in place of those of before.
+/// A text whose part between puter's marks holds these lines, in place of those of before; nobody else's line is touched.
 pub fn marked(former: &str, ours: &[String]) -> String {
     let mut lines = Vec::new();
     let mut inside = false;

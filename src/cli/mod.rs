@@ -2,6 +2,7 @@
 
 mod config;
 mod console;
+mod cp;
 mod daemon;
 mod delete;
 mod doctor;
@@ -57,6 +58,7 @@ enum Command {
     Ssh(ssh::Ssh),
     SshConfig(ssh_config::SshConfig),
     Exec(exec::Exec),
+    Cp(cp::Cp),
     Logs(logs::Logs),
     Console(console::Console),
     Daemon(daemon::Daemon),
@@ -113,6 +115,7 @@ impl Command {
             Command::Ssh(command) => command.run(),
             Command::SshConfig(command) => command.run(),
             Command::Exec(command) => command.run(),
+            Command::Cp(command) => command.run(),
             Command::Logs(command) => command.run(),
             Command::Console(command) => command.run(),
             Command::Daemon(command) => command.run(),

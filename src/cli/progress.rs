@@ -44,6 +44,13 @@ impl Progress {
         }
     }
 
+    /// A bar for bytes whose number is not known beforehand.
+    pub fn bytes(&self, what: &str) -> ProgressBar {
+        let bar = self.bar(0, "{msg} {bytes} {bytes_per_sec}");
+        bar.set_message(what.to_string());
+        bar
+    }
+
     /// Takes what is still drawn off the screen.
     pub fn finish(&self) {
         for bar in self.steps().values() {

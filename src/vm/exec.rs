@@ -54,6 +54,19 @@ impl Keyboard {
         self.send(&Input::Resize(window))
     }
 
+    /// Breaks the connection: the program is hung up on.
+    pub fn hang_up(&self) {
+        let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).shutdown(std::net::Shutdown::Both);
+    }
+
+    /// Tells that there is no input.
+    ///
+    /// # Errors
+    /// When the program has ended.
+    pub fn end(&self) -> Result<()> {
+        self.send(&Input::StdinEnd)
+    }
+
     /// Sends everything from `source`, then its end.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod cancel;
+pub mod copy;
 pub mod daemon;
 pub mod doctor;
 pub mod exec;

@@ -5,6 +5,7 @@ mod console;
 mod cp;
 mod daemon;
 mod delete;
+mod df;
 mod doctor;
 mod exec;
 mod info;
@@ -62,6 +63,7 @@ enum Command {
     Logs(logs::Logs),
     Console(console::Console),
     Daemon(daemon::Daemon),
+    Df(df::Df),
     Doctor(doctor::Doctor),
     Config(config::Config),
     Version(version::Version),
@@ -119,6 +121,7 @@ impl Command {
             Command::Logs(command) => command.run(),
             Command::Console(command) => command.run(),
             Command::Daemon(command) => command.run(),
+            Command::Df(command) => command.run(),
             Command::Doctor(command) => command.run(),
             Command::Config(command) => command.run(),
             Command::Version(command) => command.run(),

@@ -13,6 +13,9 @@ use crate::hypervisor::{self, Kind};
 /// Less free space than this and new VMs soon stop.
 const COMFORTABLE: u64 = 4 << 30;
 
+/// A VM takes about a dozen files.
+const FEW_INODES: u64 = 100;
+
 /// What a check found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -42,23 +45,32 @@ pub struct Check {
     pub found: String,
     /// The command or step that mends it.
     pub mend: Option<String>,
+    /// Whether that is a command of a shell, which `doctor --fix` can run.
+    pub is_command: bool,
+}
+
+impl Check {
+    /// What mends it is a command.
+    fn by_command(self) -> Check {
+        Check { is_command: self.mend.is_some(), ..self }
+    }
 }
 
 fn ok(name: &'static str, found: impl Into<String>) -> Check {
-    Check { name, state: State::Ok, found: found.into(), mend: None }
+    Check { name, state: State::Ok, found: found.into(), mend: None, is_command: false }
 }
 
 fn advice(name: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Check {
-    Check { name, state: State::Advice, found: found.into(), mend: Some(mend.into()) }
+    Check { name, state: State::Advice, found: found.into(), mend: Some(mend.into()), is_command: false }
 }
 
 fn missing(name: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Check {
-    Check { name, state: State::Missing, found: found.into(), mend: Some(mend.into()) }
+    Check { name, state: State::Missing, found: found.into(), mend: Some(mend.into()), is_command: false }
 }
 
 /// Looks at everything; changes nothing.
 pub fn examine(home: &Home, settings: &Settings) -> Vec<Check> {
-    let mut checks = vec![directory(home), space(home)];
+    let mut checks = vec![directory(home), space(home), inodes(home)];
     let kind = hypervisor::detect(&settings.hypervisor);
     if !matches!(settings.hypervisor, hypervisor::Setting::Emulated) {
         checks.push(device("kvm", "/dev/kvm", "sudo usermod -aG kvm \"$USER\", then log in again", State::Advice));
@@ -114,6 +126,19 @@ fn space(home: &Home) -> Check {
     }
 }
 
+fn inodes(home: &Home) -> Check {
+    match rustix::fs::statvfs(home.root()) {
+        // Some file systems make them as needed and tell of none.
+        Ok(stat) if stat.f_files > 0 && stat.f_favail < FEW_INODES => missing(
+            "inodes",
+            format!("the file system of {} can hold {} more files", home.root().display(), stat.f_favail),
+            "delete files there, or set PUTER_HOME to another file system",
+        ),
+        Ok(_) => ok("inodes", "enough"),
+        Err(error) => missing("inodes", format!("{error}"), "set PUTER_HOME to a directory of your own"),
+    }
+}
+
 fn device(name: &'static str, path: &str, mend: &str, otherwise: State) -> Check {
     match OpenOptions::new().read(true).write(true).open(path) {
         Ok(_) => ok(name, format!("{path} opens")),
@@ -122,6 +147,7 @@ fn device(name: &'static str, path: &str, mend: &str, otherwise: State) -> Check
             state: otherwise,
             found: format!("cannot open {path}: {error}"),
             mend: Some(mend.to_string()),
+            is_command: true,
         },
     }
 }
@@ -138,7 +164,8 @@ fn on_demand_memory() -> Check {
             name,
             "not allowed: restored VMs read their whole memory first",
             "sudo sysctl vm.unprivileged_userfaultfd=1",
-        ),
+        )
+        .by_command(),
     }
 }
 
@@ -152,17 +179,34 @@ fn puterd(home: &Home) -> Check {
         Err(error) => return missing(name, format!("{error:#}"), hint(&error)),
     };
     let file = program.canonicalize().unwrap_or(program);
+    if gains_nothing() && !rustix::process::geteuid().is_root() {
+        return missing(
+            name,
+            "this session may gain no privileges (no_new_privs): puterd cannot have its capabilities here",
+            "start puterd from an ordinary login",
+        );
+    }
+    if let Ok(mount) = rustix::fs::statvfs(&file)
+        && mount.f_flag.contains(rustix::fs::StatVfsMountFlags::NOSUID)
+    {
+        return missing(
+            name,
+            format!("{} is on a file system mounted nosuid, which takes capabilities away", file.display()),
+            "install puter on another file system, such as in /usr/local/bin",
+        );
+    }
     if rustix::process::geteuid().is_root() || has_capabilities(&file) {
-        return missing(name, "does not run", "puter daemon start");
+        return missing(name, "does not run", "puter daemon start").by_command();
     }
     missing(
         name,
         format!("{} has no network capabilities", file.display()),
         format!(
-            "sudo setcap cap_net_admin,cap_net_raw,cap_net_bind_service=+ep {}, then puter daemon start",
-            file.display()
+            "sudo setcap cap_net_admin,cap_net_raw,cap_net_bind_service=+ep {} && puter daemon start",
+            quoted(&file.display().to_string())
         ),
     )
+    .by_command()
 }
 
 /// Whether the file carries puterd's three capabilities, permitted and effective (linux/capability.h, vfs_cap_data).
@@ -174,11 +218,25 @@ fn has_capabilities(file: &Path) -> bool {
     length >= 12 && word(0) & 1 == 1 && word(4) & NEEDED == NEEDED
 }
 
+/// A word that a shell takes as it is.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
+    match word.chars().all(plain) {
+        true => word.to_string(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
+/// Whether the process can never gain what a file's capabilities would give (prctl(2), PR_SET_NO_NEW_PRIVS).
+fn gains_nothing() -> bool {
+    rustix::thread::no_new_privs().unwrap_or(false)
+}
+
 fn forwarding() -> Check {
     let name = "forwarding";
     match std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward") {
         Ok(value) if value.trim() == "1" => ok(name, "on"),
-        Ok(_) => advice(name, "off; puterd turns it on when it starts", "puter daemon start"),
+        Ok(_) => advice(name, "off; puterd turns it on when it starts", "puter daemon start").by_command(),
         Err(error) => advice(name, format!("cannot be read: {error}"), "mount /proc"),
     }
 }
@@ -189,26 +247,30 @@ fn firewalls() -> Vec<Check> {
     if Path::new("/sys/class/net/docker0").exists() {
         checks.push(advice(
             "docker",
-            "docker is here; it drops what it does not know when packets are forwarded",
-            "if VMs do not reach the internet: sudo iptables -I DOCKER-USER -i puter0 -j ACCEPT && \
-             sudo iptables -I DOCKER-USER -o puter0 -j ACCEPT",
-        ));
+            "docker is here; it drops what it does not know when packets are forwarded: VMs may not reach the internet",
+            "sudo iptables -I DOCKER-USER -i puter0 -j ACCEPT && sudo iptables -I DOCKER-USER -o puter0 -j ACCEPT",
+        ).by_command());
     }
     if Path::new("/run/firewalld").exists() {
-        checks.push(advice(
-            "firewalld",
-            "firewalld is here; it drops DHCP on interfaces that are in no zone",
-            "if VMs get no address: sudo firewall-cmd --permanent --zone=trusted --add-interface=puter0 && \
-             sudo firewall-cmd --reload",
-        ));
+        checks.push(
+            advice(
+                "firewalld",
+                "firewalld is here; it drops DHCP on interfaces that are in no zone: VMs may get no address",
+                "sudo firewall-cmd --permanent --zone=trusted --add-interface=puter0 && sudo firewall-cmd --reload",
+            )
+            .by_command(),
+        );
     }
     let ufw = std::fs::read_to_string("/etc/ufw/ufw.conf").unwrap_or_default();
     if ufw.lines().any(|line| line.trim() == "ENABLED=yes") {
-        checks.push(advice(
-            "ufw",
-            "ufw is on; it drops DHCP from VMs unless told otherwise",
-            "if VMs get no address: sudo ufw allow in on puter0 && sudo ufw route allow in on puter0",
-        ));
+        checks.push(
+            advice(
+                "ufw",
+                "ufw is on; it drops DHCP from VMs unless told otherwise: they may get no address",
+                "sudo ufw allow in on puter0 && sudo ufw route allow in on puter0",
+            )
+            .by_command(),
+        );
     }
     checks
 }
@@ -217,7 +279,8 @@ fn tool(name: &'static str, purpose: &str, package: &str) -> Check {
     let path = std::env::var_os("PATH").unwrap_or_default();
     match std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file()) {
         Some(file) => ok(name, file.display().to_string()),
-        None => missing(name, format!("not on the PATH; needed for {purpose}"), format!("sudo apt install {package}")),
+        None => missing(name, format!("not on the PATH; needed for {purpose}"), format!("sudo apt install {package}"))
+            .by_command(),
     }
 }
 
@@ -233,6 +296,12 @@ mod tests {
         assert_eq!(device("null", "/dev/null", "", State::Missing).state, State::Ok);
         let tool = tool("no-such-tool", "a test", "nothing");
         assert_eq!(tool.mend.as_deref(), Some("sudo apt install nothing"));
+    }
+
+    #[test]
+    fn a_shell_takes_the_path_as_one_word() {
+        assert_eq!(quoted("/usr/bin/puter-multi"), "/usr/bin/puter-multi");
+        assert_eq!(quoted("/home/me/it's here"), "'/home/me/it'\\''s here'");
     }
 
     #[test]

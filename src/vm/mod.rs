@@ -17,5 +17,6 @@ pub mod machine;
 pub mod monitor;
 pub mod settings;
 pub mod state;
+pub mod usage;
 
 pub use crate::hint::{Hint, Hinted};

@@ -1,0 +1,47 @@
+//! `puter df`.
+
+use anyhow::Result;
+use argh::FromArgs;
+
+use super::output;
+use crate::vm::home::Home;
+use crate::vm::settings::show_size;
+use crate::vm::usage::usage;
+
+/// Show who owns which bytes: images, VMs, snapshots.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "df")]
+pub struct Df {
+    /// print JSON
+    #[argh(switch)]
+    json: bool,
+}
+
+impl Df {
+    pub fn run(self) -> Result<()> {
+        let home = Home::from_env()?;
+        home.prepare()?;
+        let usage = usage(&home)?;
+        if self.json {
+            return output::print_json(&usage);
+        }
+        let mut rows = vec![["KIND", "NAME", "USED", "OF", "USED BY"].map(String::from)];
+        for image in &usage.images {
+            let users = if image.vms.is_empty() { "-".to_string() } else { image.vms.join(" ") };
+            rows.push(["image".into(), image.reference.clone(), show_size(image.used), "-".into(), users]);
+        }
+        let mut row = |kind: &str, name: &str, used: u64, of: String| {
+            rows.push([kind.into(), name.into(), show_size(used), of, "-".into()]);
+        };
+        row("layers", "-", usage.layers, "-".into());
+        for vm in &usage.vms {
+            row("vm", &vm.name, vm.overlay + vm.logs, show_size(vm.disk));
+        }
+        row("snapshots", "-", usage.snapshots, "-".into());
+        row("other", "-", usage.other, "-".into());
+        output::print(&output::table(&rows));
+        let (total, free) = (show_size(usage.total), show_size(usage.free));
+        output::print(&format!("\n{total} in all, {free} free; {} in images that no VM uses", show_size(usage.unused)));
+        Ok(())
+    }
+}

@@ -1,14 +1,14 @@
 //! `puter config`.
 
 use anyhow::Result;
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use super::output;
 use crate::vm::home::Home;
 use crate::vm::settings::{Settings, config_path};
 
 /// Show each setting, its value and where it came from.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "config")]
 pub struct Config {
     /// print JSON

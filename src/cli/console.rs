@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Read, Write};
 use std::net::Shutdown;
 
 use anyhow::{Context, Result};
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use super::terminal::Raw;
 use crate::vm::home::Home;
@@ -16,7 +16,7 @@ use crate::vm::state::ready_for;
 const DETACH: u8 = 0x1d;
 
 /// Attach to a VM's serial console; Ctrl-] detaches. What it showed before is shown first.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "console")]
 pub struct Console {
     /// name of the VM

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use super::progress::Progress;
 use super::{Quiet, output, show_error};
@@ -19,7 +19,7 @@ use crate::vm::settings::show_size;
 ///
 /// NAME:PATH is in a VM, anything else on the host; a relative PATH is one of the user's home. A directory that is
 /// there gets the source inside it; SOURCE/. means its contents.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "cp")]
 pub struct Cp {
     /// sources, and at last the destination

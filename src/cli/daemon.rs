@@ -1,21 +1,21 @@
 //! `puter daemon`.
 
 use anyhow::{Result, anyhow};
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use super::{Quiet, output, with_context};
 use crate::vm::daemon::{self, Client};
 use crate::vm::home::Home;
 
 /// Start, stop and ask puterd, which makes the VMs' network.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "daemon")]
 pub struct Daemon {
     #[argh(subcommand)]
     command: Command,
 }
 
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand)]
 enum Command {
     Start(Start),
@@ -24,17 +24,17 @@ enum Command {
 }
 
 /// Start puterd in the background; nothing happens where it runs already.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "start")]
 struct Start {}
 
 /// Stop puterd. VMs go on running with their network.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "stop")]
 struct Stop {}
 
 /// Tell whether puterd runs; exit code 1 where it does not.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "status")]
 struct Status {
     /// print JSON

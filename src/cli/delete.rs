@@ -1,13 +1,13 @@
 //! `puter delete`.
 
 use anyhow::Result;
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use super::{each, output, with_context};
 use crate::vm::lifecycle;
 
 /// Delete VMs with their disks. There is no way back.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "delete")]
 pub struct Delete {
     /// names of the VMs

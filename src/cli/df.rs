@@ -1,7 +1,7 @@
 //! `puter df`.
 
 use anyhow::Result;
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use super::output;
 use crate::vm::home::Home;
@@ -9,7 +9,7 @@ use crate::vm::settings::show_size;
 use crate::vm::usage::usage;
 
 /// Show who owns which bytes: images, VMs, snapshots.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "df")]
 pub struct Df {
     /// print JSON

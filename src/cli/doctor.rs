@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, anyhow};
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use serde::Serialize;
 
 use super::{Quiet, output};
@@ -15,7 +15,7 @@ use crate::vm::home::Home;
 use crate::vm::settings::Settings;
 
 /// Check what puter needs of this host, and tell the command that mends each lack.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "doctor")]
 pub struct Doctor {
     /// run the commands that mend, after asking for each

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 
 use anyhow::{Result, anyhow};
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use super::Quiet;
 use super::terminal::Raw;
@@ -13,7 +13,7 @@ use crate::vm::home::Home;
 use crate::vm::state::running;
 
 /// Run a command in a VM, over vsock: it needs neither network nor keys. The exit code is the command's.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "exec")]
 pub struct Exec {
     /// name of the VM

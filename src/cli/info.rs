@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use serde::Serialize;
 
 use super::{each, output};
@@ -15,7 +15,7 @@ use crate::vm::settings::show_size;
 use crate::vm::state::{Exit, ImageId, Mount, Restart, Retry, Vm, existing};
 
 /// Show everything about VMs.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "info")]
 pub struct Info {
     /// names of the VMs

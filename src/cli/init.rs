@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use super::{output, with_context};
 use crate::vm::settings::show_size;
 use crate::vm::{Hint, init};
 
 /// Pull the default image, make its disk and install its kernel.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "init")]
 pub struct Init {
     /// image for new VMs, as docker writes it, or oci:DIR[:TAG], or docker-archive:FILE

@@ -1,7 +1,7 @@
 //! `puter list`.
 
 use anyhow::Result;
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use super::info::Shown;
 use super::output::{self, show_seconds};
@@ -10,7 +10,7 @@ use crate::vm::settings::show_size;
 use crate::vm::state::load_all;
 
 /// List the VMs. Nothing is asked of them: a dead one costs no time.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "list")]
 pub struct List {
     /// print JSON

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use crate::hypervisor::process;
 use crate::vm::Hint;
@@ -17,7 +17,7 @@ use crate::vm::state::existing;
 use crate::watch::{self, Watch};
 
 /// Show what a VM wrote to its serial console since its last start.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "logs")]
 pub struct Logs {
     /// name of the VM

@@ -1,5 +1,6 @@
 //! `puter`: the command line. One file per command; what they do lives in [`crate::vm`].
 
+mod completions;
 mod config;
 mod console;
 mod cp;
@@ -27,7 +28,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use crate::USAGE;
 use crate::vm::home::Home;
@@ -39,13 +40,13 @@ use crate::vm::{Hint, Hinted, cancel};
 ///
 /// First steps: `puter init --image IMAGE`, `puter daemon start`, `puter start NAME`, `puter ssh NAME`.
 /// `puter COMMAND --help` tells more of each command.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 struct Puter {
     #[argh(subcommand)]
     command: Command,
 }
 
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand)]
 enum Command {
     Init(init::Init),
@@ -66,6 +67,7 @@ enum Command {
     Df(df::Df),
     Doctor(doctor::Doctor),
     Config(config::Config),
+    Completions(completions::Completions),
     Version(version::Version),
 }
 
@@ -85,6 +87,11 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let result = match words.as_slice() {
         // What `start --no-wait` leaves behind; not for people, so not in the help.
         ["start-finish", name] => finish(name),
+        // What the shells' scripts ask.
+        ["__complete", words @ ..] => {
+            completions::complete(words);
+            Ok(())
+        }
         [] => help(),
         ["--version" | "-V"] => version::Version { json: false }.run(),
         words => match Puter::from_args(&["puter"], words) {
@@ -124,6 +131,7 @@ impl Command {
             Command::Df(command) => command.run(),
             Command::Doctor(command) => command.run(),
             Command::Config(command) => command.run(),
+            Command::Completions(command) => command.run(),
             Command::Version(command) => command.run(),
         }
     }

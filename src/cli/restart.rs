@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use super::{each, output, with_context};
 use crate::vm::lifecycle;
 
 /// Stop VMs and start them again.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "restart")]
 pub struct Restart {
     /// names of the VMs

@@ -1,7 +1,7 @@
 //! `puter set`.
 
 use anyhow::{Result, anyhow};
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use super::{Quiet, each, output, size, with_context, yes_or_no};
 use crate::vm::lifecycle::{self, StartOptions};
@@ -9,7 +9,7 @@ use crate::vm::settings::show_size;
 use crate::vm::state::{Mount, Restart};
 
 /// Change VMs: their resources while they are stopped, the rest at any time.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "set")]
 pub struct Set {
     /// names of the VMs

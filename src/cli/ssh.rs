@@ -4,14 +4,14 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use crate::vm::home::Home;
 use crate::vm::state::running;
 use crate::vm::{Hint, key};
 
 /// Log in to a VM, or run a command in it.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "ssh")]
 pub struct Ssh {
     /// name of the VM

@@ -1,7 +1,7 @@
 //! `puter ssh-config`.
 
 use anyhow::Result;
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use super::{each, output};
 use crate::vm::home::Home;
@@ -9,7 +9,7 @@ use crate::vm::key;
 use crate::vm::state::{Vm, existing, load_all};
 
 /// Print a configuration for ssh, and for editors that use it, in which each VM is a host.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "ssh-config")]
 pub struct SshConfig {
     /// names of the VMs (default: all)

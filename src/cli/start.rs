@@ -1,14 +1,14 @@
 //! `puter start`.
 
 use anyhow::Result;
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use super::{each, output, size, with_context, yes_or_no};
 use crate::vm::lifecycle::{self, StartOptions};
 use crate::vm::state::{Mount, Restart};
 
 /// Start VMs; one that does not exist is made first.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "start")]
 pub struct Start {
     /// names of the VMs

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use super::{each, output, with_context};
 use crate::vm::lifecycle;
 
 /// Stop VMs: by their power button, after a time by force.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "stop")]
 pub struct Stop {
     /// names of the VMs

@@ -1,14 +1,14 @@
 //! `puter version`.
 
 use anyhow::Result;
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use super::output;
 use crate::hypervisor;
 use crate::vm::settings::Settings;
 
 /// Show the versions of puter and of the hypervisor it would use.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "version")]
 pub struct Version {
     /// print JSON

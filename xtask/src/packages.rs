@@ -34,10 +34,12 @@ pub const TEST: &[&str] = &[
     "attr",
     "cpio",
     "file",
+    "fish",
     "libcap-ng-dev",
     "libseccomp-dev",
     "socat",
     "tcpdump",
+    "zsh",
 ];
 
 /// Installs those that are missing, asking sudo for root.

@@ -1,11 +1,15 @@
 //! `puter daemon`.
 
-use anyhow::{Result, anyhow};
+use std::os::unix::process::CommandExt;
+
+use anyhow::{Context, Result, anyhow};
 use argh::{ArgsInfo, FromArgs};
 
 use super::{Quiet, output, with_context};
+use crate::vm::Hint;
 use crate::vm::daemon::{self, Client};
 use crate::vm::home::Home;
+use crate::vm::service::{self, Service};
 
 /// Start, stop and ask puterd, which makes the VMs' network.
 #[derive(ArgsInfo, FromArgs)]
@@ -21,12 +25,19 @@ enum Command {
     Start(Start),
     Stop(Stop),
     Status(Status),
+    Logs(Logs),
+    Enable(Enable),
+    Disable(Disable),
 }
 
-/// Start puterd in the background; nothing happens where it runs already.
+/// Start puterd, as a service of your systemd where there is one; nothing happens where it runs already.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "start")]
-struct Start {}
+struct Start {
+    /// start it without systemd
+    #[argh(switch)]
+    no_service: bool,
+}
 
 /// Stop puterd. VMs go on running with their network.
 #[derive(ArgsInfo, FromArgs)]
@@ -42,19 +53,41 @@ struct Status {
     json: bool,
 }
 
+/// Show what puterd wrote.
+#[derive(ArgsInfo, FromArgs)]
+#[argh(subcommand, name = "logs")]
+struct Logs {
+    /// go on showing
+    #[argh(switch, short = 'f')]
+    follow: bool,
+}
+
+/// Start puterd, and VMs with --autostart, when this machine starts.
+#[derive(ArgsInfo, FromArgs)]
+#[argh(subcommand, name = "enable")]
+struct Enable {}
+
+/// Start nothing any more when this machine starts.
+#[derive(ArgsInfo, FromArgs)]
+#[argh(subcommand, name = "disable")]
+struct Disable {}
+
 impl Daemon {
     pub fn run(self) -> Result<()> {
         match self.command {
-            Command::Start(_) => start(),
+            Command::Start(command) => start(command.no_service),
             Command::Stop(_) => stop(),
             Command::Status(command) => status(command.json),
+            Command::Logs(command) => logs(command.follow),
+            Command::Enable(_) => enable(),
+            Command::Disable(_) => disable(),
         }
     }
 }
 
-fn start() -> Result<()> {
+fn start(no_service: bool) -> Result<()> {
     with_context(|context| {
-        match daemon::start(context.home, context.settings.subnet)? {
+        match daemon::start(context.home, context.settings.subnet, context.settings.service && !no_service)? {
             None => output::print("puterd runs already"),
             Some(status) => output::print(&format!(
                 "puterd runs (process {}): bridge {} at {}",
@@ -65,6 +98,52 @@ fn start() -> Result<()> {
     })
 }
 
+fn logs(follow: bool) -> Result<()> {
+    let home = Home::from_env()?;
+    let mut command = match Service::of(&home).filter(Service::is_active) {
+        Some(service) => service.journal(),
+        None => {
+            let log = home.daemon_log();
+            std::fs::metadata(&log).with_context(|| format!("cannot read {}", log.display()))?;
+            let mut command = std::process::Command::new("tail");
+            command.args(["-n", "+1"]).args(follow.then_some("-F")).arg(log);
+            return Err(command.exec()).context("cannot run tail");
+        }
+    };
+    command.args(["--lines=1000", "--output=cat"]).args(follow.then_some("--follow"));
+    Err(command.exec()).context("cannot run journalctl")
+}
+
+/// The service, or why there is none.
+fn service(home: &Home) -> Result<Service> {
+    Service::of(home).context("no systemd of yours answers, and without it nothing starts by itself").hint(
+        "log in with a session of your own (not by su), or let another supervisor run `puter daemon start` and \
+         `puter start --boot`",
+    )
+}
+
+fn enable() -> Result<()> {
+    with_context(|context| {
+        let service = service(context.home)?;
+        let puterd = daemon::program()?;
+        let puter = puterd.with_file_name("puter");
+        service.enable(context.home, context.settings.subnet, &puterd, &puter)?;
+        output::print("puterd starts with your services, and after it the VMs with `puter set NAME --autostart yes`");
+        if service::lingers() == Some(false) {
+            eprintln!(
+                "hint: your services wait for your login; to start them with the machine: loginctl enable-linger"
+            );
+        }
+        Ok(())
+    })
+}
+
+fn disable() -> Result<()> {
+    service(&Home::from_env()?)?.disable()?;
+    output::print("nothing of puter starts by itself any more");
+    Ok(())
+}
+
 fn stop() -> Result<()> {
     match daemon::stop(&Home::from_env()?)? {
         true => output::print("puterd stopped"),
@@ -73,16 +152,35 @@ fn stop() -> Result<()> {
     Ok(())
 }
 
+/// Who sees to puterd.
+#[derive(serde::Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    status: crate::protocol::daemon::Status,
+    /// systemd's unit, where it is one.
+    unit: Option<String>,
+    /// Whether it starts with the user's services.
+    enabled: bool,
+}
+
 fn status(json: bool) -> Result<()> {
     let home = Home::from_env()?;
     match Client::new(&home).status() {
-        Ok(status) if json => output::print_json(&status),
         Ok(status) => {
+            let service = Service::of(&home);
+            let unit = service.as_ref().filter(|service| service.is_active()).map(Service::unit);
+            let enabled = service.is_some_and(|service| service.is_enabled());
+            if json {
+                return output::print_json(&Shown { status, unit, enabled });
+            }
+            let by = unit.as_deref().map_or("puter".to_string(), |unit| format!("systemd ({unit})"));
             let rows = [
                 ["puterd:", &format!("version {}, process {}", status.version, status.pid)],
                 ["up:", &output::show_seconds(status.uptime)],
                 ["bridge:", &format!("{} at {}", status.bridge, status.subnet)],
                 ["taps:", &status.taps.to_string()],
+                ["run by:", &by],
+                ["at boot:", if enabled { "yes" } else { "no" }],
             ];
             output::print(&output::table(&rows.map(|row| row.map(String::from))));
             Ok(())

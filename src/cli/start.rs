@@ -5,7 +5,8 @@ use argh::{ArgsInfo, FromArgs};
 
 use super::{each, output, size, with_context, yes_or_no};
 use crate::vm::lifecycle::{self, StartOptions};
-use crate::vm::state::{Mount, Restart};
+use crate::vm::machine::{Action, Command};
+use crate::vm::state::{Mount, Restart, Vm, load_all};
 
 /// Start VMs; one that does not exist is made first.
 #[derive(ArgsInfo, FromArgs)]
@@ -35,6 +36,9 @@ pub struct Start {
     /// whether the VM starts with the user's services: yes or no
     #[argh(option, from_str_fn(yes_or_no), arg_name = "answer")]
     autostart: Option<bool>,
+    /// start the VMs that are to start by themselves, and no other
+    #[argh(switch)]
+    boot: bool,
     /// return once the VM boots; a process in the background ends the rest
     #[argh(switch)]
     no_wait: bool,
@@ -57,7 +61,16 @@ impl Start {
             retry: None,
         };
         with_context(|context| {
-            let started = each(&self.names, |name| {
+            let mut names = self.names;
+            if self.boot {
+                let all = load_all(context.home)?.vms;
+                let due = |vm: &Vm| vm.autostart && vm.state().decide(Command::Start) == Action::Boot;
+                names = all.into_iter().filter(due).map(|vm| vm.name).collect();
+                if names.is_empty() {
+                    return Ok(());
+                }
+            }
+            let started = each(&names, |name| {
                 let started = lifecycle::start(context, name, &options)?;
                 if !self.json {
                     let verb = if options.no_wait { "boots" } else { "runs" };

@@ -7,6 +7,7 @@ use argh::{ArgsInfo, FromArgs};
 
 use super::{each, output, with_context};
 use crate::vm::lifecycle;
+use crate::vm::state::load_all;
 
 /// Stop VMs: by their power button, after a time by force.
 #[derive(ArgsInfo, FromArgs)]
@@ -18,6 +19,9 @@ pub struct Stop {
     /// seconds to wait before force (default: the setting stop_timeout, 30)
     #[argh(option)]
     timeout: Option<u64>,
+    /// stop every VM that runs
+    #[argh(switch)]
+    all: bool,
     /// end the VM at once, as if by pulling its plug
     #[argh(switch)]
     force: bool,
@@ -30,7 +34,15 @@ impl Stop {
     pub fn run(self) -> Result<()> {
         with_context(|context| {
             let timeout = self.timeout.map_or(context.settings.stop_timeout, Duration::from_secs);
-            let stopped = each(&self.names, |name| {
+            let mut names = self.names;
+            if self.all {
+                let all = load_all(context.home)?.vms;
+                names = all.into_iter().filter(|vm| vm.state().is_active()).map(|vm| vm.name).collect();
+                if names.is_empty() {
+                    return Ok(());
+                }
+            }
+            let stopped = each(&names, |name| {
                 let stopped = lifecycle::stop(context, name, timeout, self.force)?;
                 if !self.json {
                     let seconds = stopped.took.as_secs_f64();

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::home::Home;
+use super::service::Service;
 use super::{Hint, files};
 use crate::protocol::address::Subnet;
 use crate::protocol::daemon::{ErrorBody, Lease, Status, Tap, TapRequest};
@@ -122,14 +123,19 @@ impl Client {
 /// How long puterd may take to come up or to end.
 const DAEMON_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Starts puterd in the background, its output in `run/puterd.log`; `None` where one answers already.
+/// Starts puterd: as a service of the user's systemd where there is one and `as_service` wants it, else in the
+/// background, its output in `run/puterd.log`. `None` where one answers already.
 ///
 /// # Errors
 /// When there is no puterd, or it ends at once: the error holds what it said.
-pub fn start(home: &Home, subnet: Subnet) -> Result<Option<Status>> {
+pub fn start(home: &Home, subnet: Subnet, as_service: bool) -> Result<Option<Status>> {
     let client = Client::new(home);
     if client.status().is_ok() {
         return Ok(None);
+    }
+    if let Some(service) = Service::of(home).filter(|_| as_service) {
+        service.start(home, subnet, &program()?)?;
+        return client.status().map(Some);
     }
     let program = program()?;
     let path = home.daemon_log();
@@ -141,6 +147,10 @@ pub fn start(home: &Home, subnet: Subnet) -> Result<Option<Status>> {
     let end = Instant::now() + DAEMON_TIMEOUT;
     loop {
         if let Some(status) = child.try_wait()? {
+            // Another command was quicker.
+            if client.status().is_ok() {
+                return Ok(None);
+            }
             let said = files::tail(&path, 6);
             let (said, hint) = said.split_once("\nhint: ").unwrap_or((&said, ""));
             let said = said.strip_prefix("puterd: ").unwrap_or(said);
@@ -162,12 +172,18 @@ pub fn start(home: &Home, subnet: Subnet) -> Result<Option<Status>> {
     }
 }
 
-/// Ends puterd with SIGTERM; false where none ran. The TAPs stay, so running VMs keep their network.
+/// Ends puterd, by whichever way it was started; false where none ran. The TAPs stay, so running VMs keep their network.
 ///
 /// # Errors
 /// When it does not end.
 pub fn stop(home: &Home) -> Result<bool> {
-    let Ok(status) = Client::new(home).status() else { return Ok(false) };
+    let status = Client::new(home).status();
+    if let Some(service) = Service::of(home).filter(Service::is_active) {
+        // systemd would start again what ends in another way.
+        service.stop()?;
+        return Ok(true);
+    }
+    let Ok(status) = status else { return Ok(false) };
     let pid = i32::try_from(status.pid).ok().and_then(rustix::process::Pid::from_raw);
     let pid = pid.with_context(|| format!("puterd gives {} as its process", status.pid))?;
     let fd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())

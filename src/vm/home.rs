@@ -25,12 +25,18 @@ impl Home {
     pub fn from_env() -> Result<Home> {
         let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let root = var("PUTER_HOME")
-            .or_else(|| var("XDG_DATA_HOME").filter(|d| d.is_absolute()).map(|d| d.join("puter")))
-            .or_else(|| var("HOME").map(|d| d.join(".local/share/puter")))
+            .or_else(Home::default_root)
             .context("cannot tell where to keep data: neither PUTER_HOME, XDG_DATA_HOME nor HOME is set")
             .hint("set PUTER_HOME to a directory of your own")?;
         ensure!(root.is_absolute(), "the data directory '{}' is not an absolute path", root.display());
         Ok(Home { root })
+    }
+
+    /// Where it is when nobody has chosen another place.
+    pub fn default_root() -> Option<PathBuf> {
+        let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let data = var("XDG_DATA_HOME").filter(|d| d.is_absolute()).map(|d| d.join("puter"));
+        data.or_else(|| var("HOME").map(|d| d.join(".local/share/puter")))
     }
 
     /// A home at this place.

@@ -15,6 +15,7 @@ pub mod key;
 pub mod lifecycle;
 pub mod machine;
 pub mod monitor;
+pub mod service;
 pub mod settings;
 pub mod state;
 pub mod usage;

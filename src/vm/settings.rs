@@ -51,6 +51,8 @@ pub struct Settings {
     pub registry_timeout: Duration,
     /// Registries that may be spoken to without TLS.
     pub insecure_registries: Vec<String>,
+    /// Whether puterd is a service of the user's systemd where there is one.
+    pub service: bool,
     shown: Vec<Shown>,
 }
 
@@ -67,6 +69,7 @@ struct File {
     stop_timeout: Option<u64>,
     registry_timeout: Option<u64>,
     insecure_registries: Option<Vec<String>>,
+    service: Option<bool>,
 }
 
 impl Settings {
@@ -132,7 +135,14 @@ impl Settings {
         let registry = pick("registry_timeout", file.registry_timeout.map(|n| n.to_string()), "30");
         let registry_timeout = number(registry, 1, 3600)?;
         let insecure = pick("insecure_registries", file.insecure_registries.map(|l| l.join(",")), "").0;
+        let (service, place) = pick("service", file.service.map(|yes| yes.to_string()), "true");
+        let service = match service.as_str() {
+            "true" | "yes" => true,
+            "false" | "no" => false,
+            other => anyhow::bail!("{place} is '{other}'; it must be true or false"),
+        };
         Ok(Settings {
+            service,
             image: Some(image).filter(|i| !i.is_empty()),
             cpus,
             memory,
@@ -155,9 +165,13 @@ impl Settings {
 
 /// The settings file: `$XDG_CONFIG_HOME/puter/config.toml` or `~/.config/puter/config.toml`.
 pub fn config_path() -> Option<PathBuf> {
+    Some(config_home()?.join("puter/config.toml"))
+}
+
+/// Where the user's settings are: `$XDG_CONFIG_HOME` or `~/.config`.
+pub fn config_home() -> Option<PathBuf> {
     let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let base = var("XDG_CONFIG_HOME").or_else(|| var("HOME").map(|home| home.join(".config")))?;
-    Some(base.join("puter/config.toml"))
+    var("XDG_CONFIG_HOME").or_else(|| var("HOME").map(|home| home.join(".config")))
 }
 
 /// Reads a size: a number of bytes, or one with a binary unit K, M, G or T (also KiB, MiB…).

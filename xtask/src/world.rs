@@ -168,7 +168,8 @@ impl World {
         command.arg(format!("PATH={}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", bin.display()));
         command.arg(format!("HOME={}", self.dir.join("home").display()));
         command.arg(format!("PUTER_HOME={}", self.home().display()));
-        command.args(["PUTER_HYPERVISOR=emulated", "LC_ALL=C.UTF-8"]);
+        // The caller's own systemd is outside of this world.
+        command.args(["PUTER_HYPERVISOR=emulated", "PUTER_SERVICE=no", "LC_ALL=C.UTF-8"]);
         command.args(variables.iter().map(|(name, value)| format!("{name}={value}")));
         command.arg(program);
         command

@@ -1,0 +1,275 @@
+//! puterd as a service of the user's own systemd, and the VMs that start with it (systemd.service(5)).
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result, anyhow, bail};
+use sha2::{Digest, Sha256};
+
+use super::home::Home;
+use super::settings::config_home;
+use super::{Hint, files};
+use crate::protocol::address::Subnet;
+
+/// Where packages put units for users.
+const PACKAGED: [&str; 3] = ["/etc/systemd/user", "/usr/local/lib/systemd/user", "/usr/lib/systemd/user"];
+/// Users whose services run without a login (loginctl(1), enable-linger).
+const LINGER: &str = "/var/lib/systemd/linger";
+
+/// The service of one data directory.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// systemd's own directory for this user.
+    runtime: PathBuf,
+    units: PathBuf,
+    /// Empty for the default data directory; others must not fight with it.
+    suffix: String,
+}
+
+impl Service {
+    /// The service for this data directory; `None` where no systemd of the user answers.
+    pub fn of(home: &Home) -> Option<Service> {
+        let uid = rustix::process::geteuid();
+        // A shell of `su` has no XDG_RUNTIME_DIR though the directory is there.
+        let named = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        let runtime = named.unwrap_or_else(|| PathBuf::from(format!("/run/user/{}", uid.as_raw())));
+        let socket = runtime.join("systemd/private");
+        std::os::unix::net::UnixStream::connect(socket).ok()?;
+        let default = Home::default_root().is_some_and(|root| root == home.root());
+        let suffix = if default { String::new() } else { format!("-{}", short_hash(home.root())) };
+        Some(Service { runtime, units: config_home()?.join("systemd/user"), suffix })
+    }
+
+    /// puterd's unit.
+    pub fn unit(&self) -> String {
+        format!("puterd{}.service", self.suffix)
+    }
+
+    fn boot_unit(&self) -> String {
+        format!("puter-boot{}.service", self.suffix)
+    }
+
+    /// Whether puterd runs as this service.
+    pub fn is_active(&self) -> bool {
+        self.systemctl(&["is-active", "--quiet", &self.unit()]).is_ok_and(|output| output.status.success())
+    }
+
+    /// Writes the unit where it is missing or another, and starts it; systemd says when it is ready.
+    ///
+    /// # Errors
+    /// When the unit cannot be written, or puterd fails: the error holds its last words.
+    pub fn start(&self, home: &Home, subnet: Subnet, puterd: &Path) -> Result<()> {
+        self.install(&self.unit(), &daemon_unit(home, subnet, puterd)?)?;
+        let output = self.systemctl(&["restart", &self.unit()])?;
+        if output.status.success() {
+            return Ok(());
+        }
+        // It would be tried again and again.
+        let _ = self.systemctl(&["stop", &self.unit()]);
+        let said = self.last_words();
+        let (said, hint) = said.split_once("\nhint: ").unwrap_or((&said, ""));
+        let said = said.strip_prefix("puterd: ").unwrap_or(said);
+        let error = match said {
+            "" => anyhow!("the service {} failed: {}", self.unit(), text(&output.stderr)),
+            said => anyhow!("puterd did not start: {said}"),
+        };
+        let own =
+            format!("`journalctl --user -u {}` shows more; `--no-service` starts it without systemd", self.unit());
+        Err(error).hint(if hint.is_empty() { own } else { hint.to_string() })
+    }
+
+    /// Stops it.
+    ///
+    /// # Errors
+    /// When systemd refuses.
+    pub fn stop(&self) -> Result<()> {
+        self.done(&["stop", &self.unit()])
+    }
+
+    /// Has puterd, and after it the VMs that are to, start when the user's services do.
+    ///
+    /// # Errors
+    /// When a unit cannot be written or systemd refuses.
+    pub fn enable(&self, home: &Home, subnet: Subnet, puterd: &Path, puter: &Path) -> Result<()> {
+        self.install(&self.unit(), &daemon_unit(home, subnet, puterd)?)?;
+        self.install(&self.boot_unit(), &boot_unit(home, puter, &self.unit())?)?;
+        self.done(&["enable", &self.unit(), &self.boot_unit()])
+    }
+
+    /// Undoes [`Service::enable`]; what runs goes on.
+    ///
+    /// # Errors
+    /// When systemd refuses.
+    pub fn disable(&self) -> Result<()> {
+        self.done(&["disable", &self.unit(), &self.boot_unit()])
+    }
+
+    /// Whether it starts with the user's services.
+    pub fn is_enabled(&self) -> bool {
+        self.systemctl(&["is-enabled", "--quiet", &self.unit()]).is_ok_and(|output| output.status.success())
+    }
+
+    /// The command that shows what puterd wrote.
+    pub fn journal(&self) -> Command {
+        let mut command = Command::new("journalctl");
+        command.args(["--user", "--unit", &self.unit()]).env("XDG_RUNTIME_DIR", &self.runtime);
+        command
+    }
+
+    fn last_words(&self) -> String {
+        let output = self.journal().args(["--lines=6", "--output=cat", "--quiet"]).stdin(Stdio::null()).output();
+        let said = output.map(|output| text(&output.stdout)).unwrap_or_default();
+        // systemd's own lines are about the unit, not about the reason.
+        let own = |line: &&str| line.starts_with("puterd: ") || line.starts_with("hint: ");
+        said.lines().filter(own).collect::<Vec<_>>().join("\n")
+    }
+
+    fn install(&self, name: &str, contents: &str) -> Result<()> {
+        if PACKAGED.iter().any(|dir| Path::new(dir).join(name).exists()) {
+            return Ok(());
+        }
+        let path = self.units.join(name);
+        if std::fs::read_to_string(&path).is_ok_and(|former| former == contents) {
+            return Ok(());
+        }
+        std::fs::create_dir_all(&self.units).with_context(|| format!("cannot make {}", self.units.display()))?;
+        files::write_atomic(&path, contents.as_bytes())?;
+        self.done(&["daemon-reload"])
+    }
+
+    fn done(&self, words: &[&str]) -> Result<()> {
+        let output = self.systemctl(words)?;
+        match output.status.success() {
+            true => Ok(()),
+            false => bail!("systemctl --user {}: {}", words.join(" "), text(&output.stderr)),
+        }
+    }
+
+    fn systemctl(&self, words: &[&str]) -> Result<Output> {
+        let mut command = Command::new("systemctl");
+        command.arg("--user").args(words).env("XDG_RUNTIME_DIR", &self.runtime).stdin(Stdio::null());
+        command.output().context("cannot run systemctl")
+    }
+}
+
+/// Whether this user's services run without a login; `None` where that cannot be told.
+pub fn lingers() -> Option<bool> {
+    let uid = rustix::process::geteuid().as_raw().to_string();
+    let passwd = std::fs::read_to_string("/etc/passwd").ok()?;
+    let name = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == uid).then_some(name)
+    })?;
+    Some(Path::new(LINGER).join(name).exists())
+}
+
+fn daemon_unit(home: &Home, subnet: Subnet, puterd: &Path) -> Result<String> {
+    Ok(format!(
+        "# Written by `puter daemon start`.\n\
+         [Unit]\n\
+         Description=puter's network daemon\n\
+         Documentation=man:puterd(8)\n\
+         \n\
+         [Service]\n\
+         Type=notify\n\
+         ExecStart={} --home {} --subnet {subnet}\n\
+         Restart=on-failure\n\
+         RestartSec=1\n\
+         UMask=0077\n\
+         # No NoNewPrivileges=, nor anything that implies it: the file's capabilities would be void.\n\
+         \n\
+         [Install]\n\
+         WantedBy=default.target\n",
+        word(puterd)?,
+        word(home.root())?
+    ))
+}
+
+fn boot_unit(home: &Home, puter: &Path, daemon: &str) -> Result<String> {
+    let puter = word(puter)?;
+    Ok(format!(
+        "# Written by `puter daemon enable`.\n\
+         [Unit]\n\
+         Description=puter's VMs that start by themselves\n\
+         Requires={daemon}\n\
+         After={daemon}\n\
+         \n\
+         [Service]\n\
+         Type=oneshot\n\
+         RemainAfterExit=yes\n\
+         Environment={}\n\
+         ExecStart={puter} start --boot\n\
+         ExecStop={puter} stop --all\n\
+         TimeoutStartSec=infinity\n\
+         TimeoutStopSec=120\n\
+         KillMode=process\n\
+         \n\
+         [Install]\n\
+         WantedBy=default.target\n",
+        word(Path::new(&format!("PUTER_HOME={}", home.root().display())))?
+    ))
+}
+
+/// A path as one word of a unit file: quoted, with systemd's own characters doubled (systemd.syntax(7)).
+fn word(path: &Path) -> Result<String> {
+    let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
+    if text.chars().any(char::is_control) {
+        bail!("the path {text:?} cannot be in a unit file");
+    }
+    let escaped = text.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
+    Ok(format!("\"{escaped}\""))
+}
+
+fn short_hash(path: &Path) -> String {
+    Sha256::digest(path.as_os_str().as_bytes()).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn text(bytes: &[u8]) -> String {
+    files::plain(&String::from_utf8_lossy(bytes)).trim().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_hold_paths_as_single_words() {
+        let home = Home::at("/home/me/100% \"mine\"");
+        let unit = daemon_unit(&home, Subnet::default(), Path::new("/opt/my puter/puterd")).unwrap();
+        let line = "ExecStart=\"/opt/my puter/puterd\" --home \"/home/me/100%% \\\"mine\\\"\" --subnet 10.0.0.1/24\n";
+        assert!(unit.contains(line), "{unit}");
+        assert!(unit.contains("Type=notify") && !unit.contains("NoNewPrivileges=yes"));
+        let boot = boot_unit(&Home::at("/h"), Path::new("/bin/puter"), "puterd.service").unwrap();
+        assert!(boot.contains("Environment=\"PUTER_HOME=/h\"\n") && boot.contains("\"/bin/puter\" start --boot\n"));
+        assert!(daemon_unit(&Home::at("/a\nb"), Subnet::default(), Path::new("/p")).is_err());
+    }
+
+    #[test]
+    fn systemd_itself_accepts_the_units() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = std::env::current_exe().unwrap();
+        let home = Home::at(dir.path());
+        std::fs::write(dir.path().join("puterd.service"), daemon_unit(&home, Subnet::default(), &program).unwrap())
+            .unwrap();
+        let boot = boot_unit(&home, &program, "puterd.service").unwrap();
+        std::fs::write(dir.path().join("puter-boot.service"), boot).unwrap();
+        let mut command = Command::new("systemd-analyze");
+        command.args(["verify", "--user", "--man=no", "--recursive-errors=no"]);
+        command.args(["puterd.service", "puter-boot.service"].map(|unit| dir.path().join(unit)));
+        let Ok(output) = command.env("XDG_RUNTIME_DIR", dir.path()).output() else {
+            eprintln!("not checked: systemd-analyze is not installed");
+            return;
+        };
+        let said = text(&output.stderr);
+        let ours = said.lines().filter(|line| line.contains("puter")).collect::<Vec<_>>();
+        assert!(ours.is_empty(), "{said}");
+    }
+
+    #[test]
+    fn another_data_directory_has_a_service_of_its_own() {
+        assert_ne!(short_hash(Path::new("/a")), short_hash(Path::new("/b")));
+        assert_eq!(short_hash(Path::new("/a")).len(), 8);
+    }
+}

@@ -25,7 +25,7 @@ impl List {
         let shown: Vec<Shown> = all.vms.iter().map(|vm| Shown::new(&home, vm)).collect();
         for (name, error) in &all.damaged {
             eprintln!("puter: '{}' is left out: {error:#}", name.escape_default());
-            eprintln!("hint: mend the file, or remove the VM with `puter delete --force {}`", name.escape_default());
+            eprintln!("hint: mend it, or remove the VM: puter delete --force {}", name.escape_default());
         }
         if self.json {
             return output::print_json(&shown);

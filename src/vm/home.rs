@@ -4,7 +4,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 use super::Hint;
 
@@ -28,7 +28,10 @@ impl Home {
             .or_else(Home::default_root)
             .context("cannot tell where to keep data: neither PUTER_HOME, XDG_DATA_HOME nor HOME is set")
             .hint("set PUTER_HOME to a directory of your own")?;
-        ensure!(root.is_absolute(), "the data directory '{}' is not an absolute path", root.display());
+        if !root.is_absolute() {
+            return Err(anyhow::anyhow!("the data directory '{}' is not an absolute path", root.display()))
+                .hint("set PUTER_HOME to one that begins with '/'");
+        }
         Ok(Home { root })
     }
 
@@ -49,12 +52,15 @@ impl Home {
     /// # Errors
     /// When a directory cannot be made, belongs to somebody else, or is too deep for Unix sockets.
     pub fn prepare(&self) -> Result<()> {
+        // First: what is of no use is not made.
+        self.socket(&self.daemon_socket())?;
         for directory in [self.root.clone(), self.states(), self.overlays(), self.images(), self.run(), self.ssh()] {
             std::fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
                 .create(&directory)
-                .with_context(|| format!("cannot make the directory {}", directory.display()))?;
+                .with_context(|| format!("cannot make the directory {}", directory.display()))
+                .hint("set PUTER_HOME to a directory of your own, on a file system with room")?;
         }
         let metadata = std::fs::metadata(&self.root)?;
         let me = rustix::process::geteuid().as_raw();
@@ -70,8 +76,6 @@ impl Home {
             std::fs::set_permissions(&self.root, std::fs::Permissions::from_mode(0o700))
                 .with_context(|| format!("cannot make {} private", self.root.display()))?;
         }
-        // The longest names are the VMs' own sockets; checked now so that no VM is half made when it turns out.
-        self.socket(&self.daemon_socket())?;
         Ok(())
     }
 

@@ -267,7 +267,8 @@ impl Vm {
             }
             Ok(vm)
         };
-        parse().map(Some).with_context(|| format!("the state file {} cannot be used", path.display()))
+        let what = || format!("the state file {} cannot be used", path.display());
+        parse().map(Some).with_context(what).hint(format!("mend it, or remove the VM: puter delete --force {name}"))
     }
 
     /// Writes the state.

@@ -23,7 +23,7 @@ fn delete_locked(context: &Context, name: &str, force: bool) -> Result<()> {
             context.end_strays(name);
             return remove_files(context, name, context.home.overlay(name).as_path());
         }
-        Err(error) => return Err(error).hint(format!("`puter delete --force {name}` removes the VM all the same")),
+        Err(error) => return Err(error),
         Ok(None) => existing(context.home, name)?,
         Ok(Some(vm)) => vm,
     };

@@ -13,7 +13,7 @@ use crate::disk::qcow2;
 use crate::failpoint::reach;
 use crate::hypervisor::virtiofs::Server;
 use crate::hypervisor::{self, Disk, DiskFormat, Kind, Machine, Net, Serial, Share, Vsock};
-use crate::image::Store;
+use crate::image::{Reference, Store};
 use crate::protocol::daemon::TapRequest;
 use crate::vm::daemon::{self, Refused};
 use crate::vm::machine::{Action, Command, Event, Refusal, State};
@@ -155,6 +155,8 @@ pub fn change(context: &Context, name: &str, options: &StartOptions) -> Result<V
             true => ready_for(context.home, name, Command::Set)?,
             false => existing(context.home, name)?,
         };
+        check_same(&vm, options)?;
+        check_resources(options)?;
         let due = vm.retry;
         resources(&mut vm, options)?;
         vm.retry = due.filter(|_| vm.restart != Restart::No);
@@ -180,7 +182,11 @@ pub fn finish(context: &Context, name: &str) -> Result<Vm> {
 /// Checks that the options ask for nothing that an existing VM cannot change.
 fn check_same(vm: &Vm, options: &StartOptions) -> Result<()> {
     let name = &vm.name;
-    if options.image.as_ref().is_some_and(|image| *image != vm.image.reference) {
+    let is_same = |image: &String| {
+        let named = image.parse::<Reference>().ok().and_then(|reference| reference.absolute().ok());
+        *image == vm.image.reference || named.is_some_and(|named| named.to_string() == vm.image.reference)
+    };
+    if options.image.as_ref().is_some_and(|image| !is_same(image)) {
         return Err(anyhow!("'{name}' was made from {}, its image cannot change", vm.image.reference))
             .hint("leave out --image, or make another VM");
     }
@@ -231,8 +237,6 @@ fn host_memory() -> Option<u64> {
 
 /// Takes on what the options change; the caller saves.
 pub(super) fn resources(vm: &mut Vm, options: &StartOptions) -> Result<()> {
-    check_same(vm, options)?;
-    check_resources(options)?;
     vm.cpus = options.cpus.unwrap_or(vm.cpus);
     vm.memory = options.memory.unwrap_or(vm.memory);
     if let Some(mounts) = &options.mounts {
@@ -410,6 +414,7 @@ fn undo(context: &Context, vm: &Vm, mut former: Vm, daemon: &daemon::Client, cre
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::state::ImageId;
     use crate::vm::state::tests::sample;
 
     #[test]
@@ -417,6 +422,11 @@ mod tests {
         let vm = sample("web", 1);
         let other = StartOptions { image: Some("other".into()), ..StartOptions::default() };
         assert!(check_same(&vm, &other).unwrap_err().to_string().contains("cannot change"));
+        let named =
+            Vm { image: ImageId { reference: "localhost:5000/a/b:latest".into(), ..vm.image.clone() }, ..vm.clone() };
+        for same in ["localhost:5000/a/b", "localhost:5000/a/b:latest"] {
+            check_same(&named, &StartOptions { image: Some(same.into()), ..StartOptions::default() }).unwrap();
+        }
         let smaller = StartOptions { disk: Some(1 << 29), ..StartOptions::default() };
         assert!(check_same(&vm, &smaller).unwrap_err().to_string().contains("cannot shrink"));
         let same = StartOptions { image: Some("r".into()), disk: Some(1 << 30), ..StartOptions::default() };

@@ -155,3 +155,32 @@ fn a_reader_that_goes_away_is_no_crash() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
 }
+
+#[test]
+fn hundreds_of_machines_are_listed_and_none_of_them_is_waited_for() {
+    let user = User::new();
+    let states = user.dir.path().join("h/state");
+    std::fs::create_dir_all(&states).unwrap();
+    // A hypervisor that hangs: it lives and answers nothing.
+    let mut hung = Command::new("sleep").arg("600").spawn().unwrap();
+    let stop = Command::new("kill").args(["-STOP", &hung.id().to_string()]).status().unwrap();
+    assert!(stop.success());
+    let start_time = puter::hypervisor::process::start_time(hung.id()).unwrap();
+    for id in 1..=240 {
+        let process = (id == 7).then(|| serde_json::json!({ "pid": hung.id(), "start_time": start_time }));
+        let state = serde_json::json!({
+            "schema": 1, "name": format!("vm{id}"), "id": id, "status": "running", "process": process,
+            "mac": "52:54:00:00:00:0b", "ip": "10.0.0.11", "tap": "pt-x", "cid": 4,
+            "image": { "reference": "r", "digest": "sha256:0" }, "overlay": "/o", "cpus": 1, "memory": 1 << 29,
+            "disk": 1 << 30, "instance": "i", "machine_id": "m", "created": 0, "started": 0, "hypervisor": null,
+        });
+        std::fs::write(states.join(format!("vm{id}.json")), state.to_string()).unwrap();
+    }
+    let output = user.run(&["list", "--json"]);
+    hung.kill().unwrap();
+    hung.wait().unwrap();
+    let list: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let status = |id: usize| list[id - 1]["status"].as_str().unwrap();
+    assert_eq!(list.as_array().unwrap().len(), 240);
+    assert_eq!((status(7), status(8)), ("running", "stopped"));
+}

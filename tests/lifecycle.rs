@@ -267,3 +267,110 @@ fn a_directory_of_the_host_is_in_the_guest_and_read_only_means_it() {
     host.until(LIMIT, || host.processes("virtiofsd").is_empty());
     assert_eq!(host.leftovers(), Vec::<String>::new());
 }
+
+#[test]
+#[ignore = "needs root"]
+fn traffic_goes_on_whatever_happens_to_puterd() {
+    let host = host();
+    host.ok(&["start", "web", "--memory", "256M"]);
+    let get = "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | /bin/busybox nc -w 10 203.0.113.1 80 | /bin/busybox tail -n 1";
+    let page = || busybox(&host, "web", &["sh", "-c", get]);
+    assert_eq!(page(), xtask::world::PAGE);
+    let shoot = || {
+        for puterd in host.processes("puterd ") {
+            assert!(host.world.root("kill").args(["-KILL", &puterd]).status().unwrap().success());
+        }
+        host.until(LIMIT, || host.processes("puterd ").is_empty());
+    };
+    shoot();
+    assert_eq!(page(), xtask::world::PAGE, "puterd is dead");
+    host.fails(&["start", "db"], "puterd does not run", "puter daemon start");
+    host.ok(&["daemon", "start"]);
+    // The lease is as it was, and can be had anew.
+    let ask = "/bin/busybox udhcpc -i eth0 -n -q -s /bin/busybox 2>&1; true";
+    let lease = busybox(&host, "web", &["sh", "-c", ask]);
+    assert!(lease.contains("lease of 10.0.0.11 obtained"), "{lease}");
+    assert_eq!(page(), xtask::world::PAGE);
+    host.ok(&["daemon", "stop"]);
+    assert_eq!(page(), xtask::world::PAGE, "puterd was stopped");
+    assert_eq!(host.taps(), ["pt-web"]);
+    // A machine that ends meanwhile cannot give its TAP back; the next command that can does so.
+    host.ok(&["stop", "web"]);
+    host.ok(&["daemon", "start"]);
+    host.ok(&["start", "web", "db", "--memory", "256M"]);
+    assert_eq!(page(), xtask::world::PAGE);
+    shoot();
+    host.ok(&["daemon", "start"]);
+    assert_eq!(host.ok(&["daemon", "start"]), "puterd runs already");
+    assert_eq!(host.processes("puterd ").len(), 1);
+    // Two at once: one of them starts it.
+    host.ok(&["daemon", "stop"]);
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..4).map(|_| scope.spawn(|| host.ok(&["daemon", "start"]))).collect();
+        let told: Vec<String> = all.into_iter().map(|one| one.join().unwrap()).collect();
+        assert_eq!(told.iter().filter(|told| told.contains("puterd runs (process")).count(), 1, "{told:?}");
+    });
+    assert_eq!(host.processes("puterd ").len(), 1);
+    assert_eq!(page(), xtask::world::PAGE);
+    host.ok(&["delete", "--force", "web", "db"]);
+    host.until(LIMIT, || host.leftovers().is_empty());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_home_that_is_read_only_or_anothers_is_told_and_its_machines_can_be_stopped() {
+    let host = Host::new();
+    host.small_home(2 << 30);
+    let image = host.push_small_guest();
+    host.ok(&["daemon", "start"]);
+    host.ok(&["init", "--image", &image]);
+    host.ok(&["start", "web", "--memory", "256M"]);
+    let remount = |how: &str| {
+        let mut command = host.world.root("mount");
+        xtask::shell::output(command.args(["-o", &format!("remount,{how}")]).arg(host.world.home())).unwrap();
+    };
+    // A disk that the guest holds open for writing keeps the mount from changing: a bind mount changes alone.
+    let mut bind = host.world.root("mount");
+    xtask::shell::output(bind.args(["--bind"]).arg(host.world.home()).arg(host.world.home())).unwrap();
+    remount("bind,ro");
+    assert_eq!(status(&host, "web"), "running");
+    assert_eq!(busybox(&host, "web", &["hostname"]), "web");
+    host.fails(&["start", "db"], "Read-only file system", "writable again");
+    host.fails(&["set", "web", "--restart", "always"], "Read-only file system", "writable again");
+    host.fails(&["delete", "--force", "web"], "Read-only file system", "writable again");
+    host.ok(&["stop", "--force", "web"]);
+    assert_eq!(status(&host, "web"), "stopped");
+    remount("bind,rw");
+    host.ok(&["start", "web"]);
+    assert_eq!(busybox(&host, "web", &["hostname"]), "web");
+    host.ok(&["delete", "--force", "web"]);
+    host.until(LIMIT, || host.leftovers().is_empty());
+
+    let mut other = host.world.root(host.world.dir().join("bin/puter"));
+    let output = other.arg("start").arg("web").env("PUTER_HOME", host.world.home()).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("belongs to user") && said.contains("hint: "), "{said}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_a_guest_deletes_comes_back_to_the_host() {
+    let host = host();
+    host.ok(&["start", "web", "--memory", "256M"]);
+    let used = || info(&host, "web")["overlay_used"].as_u64().unwrap();
+    let before = used();
+    busybox(
+        &host,
+        "web",
+        &["sh", "-c", "/bin/busybox dd if=/dev/urandom of=/root/large bs=1M count=64; /bin/busybox sync"],
+    );
+    let full = used();
+    assert!(full >= before + (60 << 20), "{before} {full}");
+    busybox(&host, "web", &["sh", "-c", "/bin/busybox rm /root/large; /bin/busybox sync; /bin/busybox fstrim /"]);
+    host.until(LIMIT, || used() < before + (16 << 20));
+    let shown = host.ok(&["df"]);
+    assert!(shown.lines().any(|line| line.starts_with("vm         web")), "{shown}");
+    let usage = host.json(&["df", "--json"]);
+    assert_eq!(usage["images"][0]["vms"], serde_json::json!(["web"]));
+    assert!(usage["vms"][0]["overlay"].as_u64().unwrap() < full, "{usage}");
+}

@@ -162,7 +162,8 @@ pub fn start(home: &Home, subnet: Subnet, as_service: bool) -> Result<Option<Sta
             };
         }
         if let Ok(status) = client.status() {
-            return Ok(Some(status));
+            // Ours, or that of a command that was quicker; then ours ends by itself.
+            return Ok((status.pid == child.id()).then_some(status));
         }
         if Instant::now() >= end || super::cancel::check().is_err() {
             let _ = child.kill();

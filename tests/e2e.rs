@@ -116,6 +116,63 @@ fn a_machine_is_made_used_stopped_started_again_and_deleted() {
     host.fails(&["daemon", "status"], "puterd does not run", "puter daemon start");
 }
 
+/// The guest is a Debian with systemd: puter in it, as one of its users has it.
+#[test]
+#[ignore = "needs root"]
+fn puterd_is_a_service_where_the_user_has_a_systemd() {
+    let host = Host::new();
+    let image = host.push_guest();
+    host.ok(&["daemon", "start"]);
+    host.ok(&["init", "--image", &image]);
+    host.ok(&["start", "web", "--memory", "1G"]);
+    let root = |script: &str| host.ok(&["exec", "web", "--", "sh", "-ec", script]);
+    // What a package does: names, and the capabilities of the file (linux/capability.h, vfs_cap_data).
+    root(
+        "install -d /opt/puter && cp /usr/bin/puter-multi /opt/puter/ && cd /opt/puter && \
+         for name in puter puterd; do ln -sf puter-multi $name; done && \
+         perl -e '$f = \"/opt/puter/puter-multi\"; $n = \"security.capability\"; \
+         $v = pack(\"V5\", 0x02000001, 0x3400, 0, 0, 0); syscall(188, $f, $n, $v, 20, 0) == 0 or die $!'",
+    );
+    // And what libpam-systemd does, which this small guest lacks.
+    root(
+        "useradd --create-home --shell /bin/sh me && install -d /etc/systemd/system/user@.service.d && \
+         printf '[Service]\\nEnvironment=XDG_RUNTIME_DIR=/run/user/%%i\\n' >/etc/systemd/system/user@.service.d/run.conf && \
+         systemctl daemon-reload && loginctl enable-linger me && \
+         until [ -S /run/user/$(id -u me)/systemd/private ]; do sleep 0.2; done",
+    );
+    let me = |script: &str| {
+        let command = format!("export PATH=/opt/puter:$PATH PUTER_SUBNET=10.99.0.1/24; {script}");
+        host.ok(&["exec", "web", "--user", "me", "--", "sh", "-c", &command])
+    };
+    assert!(me("puter daemon start").contains("bridge puter0 at 10.99.0.1/24"));
+    assert_eq!(me("puter daemon start"), "puterd runs already");
+    let shown = me("puter daemon status");
+    assert!(shown.contains("run by:   systemd (puterd.service)") && shown.contains("at boot:  no"), "{shown}");
+    assert!(me("puter daemon logs").contains("puterd: ready"));
+    let pid = || me("puter daemon status --json | tr -dc '0-9\\n,:a-z\"' | grep '\"pid\"'");
+    // systemd starts again what was shot; what was stopped stays so.
+    let former = pid();
+    me("kill -9 $(puter daemon status --json | sed -n 's/.*\"pid\": \\([0-9]*\\).*/\\1/p')");
+    host.until(Duration::from_secs(60), || {
+        let now = host.world.puter(&["exec", "web", "--user", "me", "--", "/opt/puter/puter", "daemon", "status"]);
+        now.is_ok_and(|output| output.status.success())
+    });
+    assert_ne!(pid(), former);
+    assert_eq!(me("puter daemon stop"), "puterd stopped");
+    assert!(me("puter daemon status || true").is_empty());
+    // A unit that cannot start says why in puterd's own words.
+    let failed = me("PUTER_SUBNET=10.0.0.1/24 puter daemon start 2>&1 || true");
+    assert!(failed.contains("puterd did not start: ") && failed.contains("10.0.0.0/24"), "{failed}");
+    assert!(me("puter daemon enable 2>&1").contains("puterd starts with your services"));
+    assert!(me("puter daemon start && puter daemon status").contains("at boot:  yes"));
+    me("puter daemon stop");
+    // A new session of the user's systemd is what a reboot brings.
+    root("systemctl restart user@$(id -u me)");
+    host.until(Duration::from_secs(60), || me("puter daemon status || true").contains("systemd (puterd.service)"));
+    assert!(me("XDG_RUNTIME_DIR=/run/user/$(id -u) systemctl --user is-active puter-boot").contains("active"));
+    me("puter daemon disable && puter daemon stop");
+}
+
 #[test]
 #[ignore = "needs root"]
 fn an_interrupted_start_leaves_nothing() {

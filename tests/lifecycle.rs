@@ -374,3 +374,84 @@ fn what_a_guest_deletes_comes_back_to_the_host() {
     assert_eq!(usage["images"][0]["vms"], serde_json::json!(["web"]));
     assert!(usage["vms"][0]["overlay"].as_u64().unwrap() < full, "{usage}");
 }
+
+#[test]
+#[ignore = "needs root"]
+fn doctor_mends_what_the_user_agrees_to() {
+    let host = Host::new();
+    let image = host.push_small_guest();
+    let missing = |report: &serde_json::Value| -> Vec<String> {
+        let checks = report["checks"].as_array().unwrap().iter();
+        checks.filter(|check| check["state"] == "missing").map(|check| check["name"].as_str().unwrap().into()).collect()
+    };
+    let examine = || {
+        let output = host.world.puter(&["doctor", "--json"]).unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(i32::from(report["ready"] == false)));
+        report
+    };
+    assert_eq!(missing(&examine()), ["puterd", "image"]);
+    // One who says no gets nothing done.
+    let mut command = host.world.command("script");
+    command.args(["--quiet", "--return", "--command", "puter doctor --fix", "/dev/null"]);
+    let mut asked = Console::attach(command);
+    host.until(LIMIT, || asked.shows("run `puter daemon start`? [y/N]"));
+    asked.types("n\n");
+    assert_eq!(asked.child.wait().unwrap().code(), Some(1));
+    assert_eq!(missing(&examine()), ["puterd", "image"]);
+    // And one who agrees has it; what needs an answer of his own is told.
+    let output = host.world.puter(&["doctor", "--fix", "--yes", "--json"]).unwrap();
+    let said = text(&output.stderr);
+    for part in ["  running: puter daemon start\n", "\n  mended\n", "this needs you: puter init"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(missing(&serde_json::from_slice(&output.stdout).unwrap()), ["image"]);
+    host.ok(&["init", "--image", &image]);
+    assert_eq!(examine()["ready"], true);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_guest_that_does_not_come_up_tells_why_and_leaves_nothing() {
+    let host = Host::new();
+    let image = host.push_small_guest();
+    host.ok(&["daemon", "start"]);
+    // Without its initrd the kernel finds no disk, and panics before it knows the device by which it could tell.
+    host.ok(&["init", "--image", &image]);
+    std::fs::remove_file(host.world.home().join("initrd")).unwrap();
+    let output = host.world.command_with(&[("PUTER_START_TIMEOUT", "10")], "puter").args(["start", "web"]).output();
+    let output = output.unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for part in
+        ["did not answer within 10 s", "the guest's last lines", "Unable to mount root fs", "PUTER_START_TIMEOUT"]
+    {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    host.until(LIMIT, || host.leftovers().is_empty() && host.processes("qemu-system").is_empty());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn many_programs_run_at_once_each_with_its_own_ends() {
+    let host = host();
+    host.ok(&["start", "web", "--memory", "256M"]);
+    std::thread::scope(|scope| {
+        for number in 0..12 {
+            let host = &host;
+            scope.spawn(move || {
+                let script = format!("printf in{number} | puter exec web -- /bin/busybox sh -c 'cat; echo err{number} >&2; exit {number}'");
+                let output = host.world.command("sh").args(["-c", &script]).output().unwrap();
+                assert_eq!(output.status.code(), Some(number));
+                assert_eq!(text(&output.stdout), format!("in{number}"));
+                assert_eq!(text(&output.stderr).trim(), format!("err{number}"));
+            });
+        }
+    });
+    // On a terminal of its own, which has the size of the user's.
+    let mut command = host.world.command("script");
+    let line = "stty rows 33 columns 99; puter exec web -- /bin/busybox sh -c 'stty size; stty size | tr \" \" x'";
+    command.args(["--quiet", "--return", "--command", line, "/dev/null"]);
+    let shown = Console::attach(command);
+    host.until(LIMIT, || shown.shows("33 99") && shown.shows("33x99"));
+}

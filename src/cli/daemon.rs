@@ -100,18 +100,13 @@ fn start(no_service: bool) -> Result<()> {
 
 fn logs(follow: bool) -> Result<()> {
     let home = Home::from_env()?;
-    let mut command = match Service::of(&home).filter(Service::is_active) {
-        Some(service) => service.journal(),
-        None => {
-            let log = home.daemon_log();
-            std::fs::metadata(&log).with_context(|| format!("cannot read {}", log.display()))?;
-            let mut command = std::process::Command::new("tail");
-            command.args(["-n", "+1"]).args(follow.then_some("-F")).arg(log);
-            return Err(command.exec()).context("cannot run tail");
-        }
-    };
-    command.args(["--lines=1000", "--output=cat"]).args(follow.then_some("--follow"));
-    Err(command.exec()).context("cannot run journalctl")
+    let log = home.daemon_log();
+    std::fs::metadata(&log)
+        .with_context(|| format!("cannot read {}", log.display()))
+        .hint("puterd has logs once it was started: puter daemon start")?;
+    let mut command = std::process::Command::new("tail");
+    command.args(["-n", "1000"]).args(follow.then_some("-F")).arg(log);
+    Err(command.exec()).context("cannot run tail")
 }
 
 /// The service, or why there is none.

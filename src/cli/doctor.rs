@@ -82,7 +82,9 @@ impl Doctor {
                 continue;
             }
             tried.push(mend);
-            let status = Command::new("sh").args(["-c", mend]).env("PATH", path_with_puter()).status();
+            let mut command = Command::new("sh");
+            let command = command.args(["-c", mend]).env("PATH", path_with_puter()).stdout(std::io::stderr());
+            let status = command.status();
             let status = status.context("cannot run sh")?;
             let now = doctor::examine(home, settings);
             let mended = now.iter().find(|now| now.name == check.name).is_none_or(|now| now.state == State::Ok);

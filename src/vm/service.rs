@@ -67,9 +67,10 @@ impl Service {
         }
         // It would be tried again and again.
         let _ = self.systemctl(&["stop", &self.unit()]);
-        let said = self.last_words();
-        let (said, hint) = said.split_once("\nhint: ").unwrap_or((&said, ""));
-        let said = said.strip_prefix("puterd: ").unwrap_or(said);
+        let said = files::tail(&home.daemon_log(), 12);
+        // The last of its complaints, after those of former runs.
+        let (_, last) = said.rsplit_once("puterd: ").unwrap_or_default();
+        let (said, hint) = last.split_once("\nhint: ").unwrap_or((last, ""));
         let error = match said {
             "" => anyhow!("the service {} failed: {}", self.unit(), text(&output.stderr)),
             said => anyhow!("puterd did not start: {said}"),
@@ -108,21 +109,6 @@ impl Service {
     /// Whether it starts with the user's services.
     pub fn is_enabled(&self) -> bool {
         self.systemctl(&["is-enabled", "--quiet", &self.unit()]).is_ok_and(|output| output.status.success())
-    }
-
-    /// The command that shows what puterd wrote.
-    pub fn journal(&self) -> Command {
-        let mut command = Command::new("journalctl");
-        command.args(["--user", "--unit", &self.unit()]).env("XDG_RUNTIME_DIR", &self.runtime);
-        command
-    }
-
-    fn last_words(&self) -> String {
-        let output = self.journal().args(["--lines=6", "--output=cat", "--quiet"]).stdin(Stdio::null()).output();
-        let said = output.map(|output| text(&output.stdout)).unwrap_or_default();
-        // systemd's own lines are about the unit, not about the reason.
-        let own = |line: &&str| line.starts_with("puterd: ") || line.starts_with("hint: ");
-        said.lines().filter(own).collect::<Vec<_>>().join("\n")
     }
 
     fn install(&self, name: &str, contents: &str) -> Result<()> {
@@ -166,6 +152,8 @@ pub fn lingers() -> Option<bool> {
 }
 
 fn daemon_unit(home: &Home, subnet: Subnet, puterd: &Path) -> Result<String> {
+    // No word of a list, so not quoted.
+    let log = plain(&home.daemon_log())?.replace('%', "%%");
     Ok(format!(
         "# Written by `puter daemon start`.\n\
          [Unit]\n\
@@ -178,6 +166,9 @@ fn daemon_unit(home: &Home, subnet: Subnet, puterd: &Path) -> Result<String> {
          Restart=on-failure\n\
          RestartSec=1\n\
          UMask=0077\n\
+         # The journal of a user is not everywhere readable for the user.\n\
+         StandardOutput=append:{log}\n\
+         StandardError=append:{log}\n\
          # No NoNewPrivileges=, nor anything that implies it: the file's capabilities would be void.\n\
          \n\
          [Install]\n\
@@ -214,12 +205,16 @@ fn boot_unit(home: &Home, puter: &Path, daemon: &str) -> Result<String> {
 
 /// A path as one word of a unit file: quoted, with systemd's own characters doubled (systemd.syntax(7)).
 fn word(path: &Path) -> Result<String> {
+    let escaped = plain(path)?.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
+    Ok(format!("\"{escaped}\""))
+}
+
+fn plain(path: &Path) -> Result<&str> {
     let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
     if text.chars().any(char::is_control) {
         bail!("the path {text:?} cannot be in a unit file");
     }
-    let escaped = text.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
-    Ok(format!("\"{escaped}\""))
+    Ok(text)
 }
 
 fn short_hash(path: &Path) -> String {

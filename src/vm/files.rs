@@ -76,6 +76,10 @@ pub fn remove_temporaries(path: &Path) -> Result<()> {
 /// # Errors
 /// When it is there and cannot be removed.
 pub fn remove(path: &Path) -> Result<()> {
+    // Asked first, since a read-only file system refuses the removal of what is not there as well.
+    if std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        return Ok(());
+    }
     match failpoint::remove().and_then(|()| std::fs::remove_file(path)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))

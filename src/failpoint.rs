@@ -59,7 +59,7 @@ mod disk {
         let wanted = std::env::var("PUTER_FAIL_WRITES").ok()?;
         let (first, errno) = wanted.split_once(':')?;
         let count = COUNT.fetch_add(1, Ordering::SeqCst) + 1;
-        (count >= first.parse().ok()?).then(|| errno.parse().ok()).flatten()
+        (count >= first.parse::<u32>().ok()?).then(|| errno.parse().ok()).flatten()
     }
 }
 

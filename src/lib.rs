@@ -15,6 +15,7 @@ pub mod image;
 pub mod net;
 pub mod notify;
 pub mod protocol;
+pub mod sparse;
 pub mod transfer;
 pub mod vm;
 pub mod watch;

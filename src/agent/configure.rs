@@ -1,6 +1,7 @@
 //! `configure`: makes the guest the machine that the host says it is. Repeating it changes nothing.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 
@@ -18,23 +19,28 @@ static TURN: Mutex<()> = Mutex::new(());
 /// When a value is not what it must be, or the machine would not be itself: its identity, name, keys or network
 /// cannot be written. The rest is told in the warnings.
 pub fn configure(guest: &Guest, wanted: &Configure) -> Result<Configured> {
+    let received = Instant::now();
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     check_vm_name(&wanted.hostname).map_err(anyhow::Error::msg).context("the hostname cannot be used")?;
     let mac: Mac = wanted.mac.parse().map_err(anyhow::Error::msg)?;
     let mut warnings = Vec::new();
 
+    // First of all, while the host's time is fresh: a restored guest lives in the past.
+    if let Some(time) = wanted.time {
+        let waited = u64::try_from(received.elapsed().as_nanos()).unwrap_or(0);
+        warn(&mut warnings, system::set_clock(guest, time.saturating_add(waited)));
+    }
     let new = match &wanted.identity {
-        Some(identity) => identity::take_on(guest, identity, &mut warnings)?,
+        Some(identity) => identity::take_on(guest, identity, wanted.restored, &mut warnings)?,
         None => false,
     };
+    // Before what takes longer: until then a restored guest's link is mute, as the host lets no other MAC through.
+    let moved = network::set_mac(guest, mac)?;
     system::set_hostname(guest, &wanted.hostname)?;
-    if let Some(time) = wanted.time {
-        warn(&mut warnings, system::set_clock(guest, time));
-    }
     ssh::authorize(guest, &wanted.user, &wanted.ssh_keys)?;
     let host_keys = ssh::host_keys(guest, new, &mut warnings)?;
-    network::set_mac(guest, mac)?;
-    let network = network::apply(guest, mac, &wanted.netplan, &mut warnings)?;
+    let address = wanted.address.parse().ok();
+    let network = network::apply(guest, &wanted.netplan, moved, address, &mut warnings)?;
     mounts::apply(guest, &wanted.mounts).context("cannot mount the shared directories")?;
     let root_size = system::grow_root(guest).unwrap_or_else(|error| {
         warnings.push(format!("the root file system does not fill its disk: {error:#}"));

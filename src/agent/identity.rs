@@ -14,16 +14,17 @@ use crate::protocol::agent::Identity;
 
 /// Names the identity that the guest has taken on.
 const INSTANCE: &str = "/var/lib/puter/instance";
-/// Counts identities; programs in the guest watch it to learn that they are in a new machine.
+/// Counts identities and restores; programs in the guest watch it to learn that time has jumped or the machine is new.
 const GENERATION: &str = "/run/puter/generation";
 /// The largest seed, in bytes.
 const MAX_SEED: usize = 256;
 
-/// Takes on the identity; false when the guest had it already.
+/// Takes on the identity; false when the guest had it already. In a machine that was `restored` the randomness is new
+/// and the generation another in either case.
 ///
 /// # Errors
 /// When a value cannot be used or a file cannot be written: the machine would not be itself.
-pub fn take_on(guest: &Guest, identity: &Identity, warnings: &mut Vec<String>) -> Result<bool> {
+pub fn take_on(guest: &Guest, identity: &Identity, restored: bool, warnings: &mut Vec<String>) -> Result<bool> {
     let plain = |text: &str| !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric());
     ensure!(plain(&identity.instance), "the instance is not 1 to 64 letters and digits");
     let id = &identity.machine_id;
@@ -32,23 +33,31 @@ pub fn take_on(guest: &Guest, identity: &Identity, warnings: &mut Vec<String>) -
     let seed = base64::engine::general_purpose::STANDARD.decode(&identity.seed).context("the seed is not base64")?;
     ensure!(seed.len() <= MAX_SEED, "the seed has {} bytes, more than {MAX_SEED}", seed.len());
 
-    if fs::read_to_string(guest.path(INSTANCE)).is_ok_and(|former| former.trim() == identity.instance) {
-        return Ok(false);
-    }
     // First: the new keys must not come from a pool that another machine shares.
     warn(warnings, stir(guest, &seed));
+    if fs::read_to_string(guest.path(INSTANCE)).is_ok_and(|former| former.trim() == identity.instance) {
+        if restored {
+            next_generation(guest)?;
+        }
+        return Ok(false);
+    }
     guest.write("/etc/machine-id", format!("{id}\n").as_bytes(), 0o444)?;
     let dbus = guest.path("/var/lib/dbus/machine-id");
     if fs::symlink_metadata(&dbus).is_ok_and(|metadata| metadata.is_file()) {
         guest.write("/var/lib/dbus/machine-id", format!("{id}\n").as_bytes(), 0o444)?;
     }
     ssh::forget_host_keys(guest)?;
-    let generation = fs::read_to_string(guest.path(GENERATION)).ok().and_then(|text| text.trim().parse().ok());
-    let generation = generation.unwrap_or(0_u64).saturating_add(1);
-    guest.write(GENERATION, format!("{generation}\n").as_bytes(), 0o644)?;
+    next_generation(guest)?;
     // Last: a guest that is cut off midway does all of it again.
     guest.write(INSTANCE, format!("{}\n", identity.instance).as_bytes(), 0o600)?;
     Ok(true)
+}
+
+/// Counts the generation on. Programs that hold secrets or numbers which must not be used twice watch this file.
+fn next_generation(guest: &Guest) -> Result<()> {
+    let generation = fs::read_to_string(guest.path(GENERATION)).ok().and_then(|text| text.trim().parse().ok());
+    let generation = generation.unwrap_or(0_u64).saturating_add(1);
+    guest.write(GENERATION, format!("{generation}\n").as_bytes(), 0o644).map(drop)
 }
 
 /// `struct rand_pool_info` (linux/random.h) with room for the largest seed.

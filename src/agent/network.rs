@@ -1,12 +1,13 @@
 //! The guest's link: its MAC, and the configuration by which it gets its address.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::ioctl::{Setter, ioctl};
+use rustix::ioctl::{Setter, Updater, ioctl};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::command::run;
@@ -28,29 +29,59 @@ struct HardwareRequest {
     rest: [u8; 16],
 }
 
-/// Gives the first Ethernet link this MAC.
+/// `struct ifreq` with an IPv4 address.
+#[repr(C)]
+struct AddressRequest {
+    name: [u8; 16],
+    family: u16,
+    port: u16,
+    address: [u8; 4],
+    rest: [u8; 16],
+}
+
+/// Where the kernel lists links.
+const LINKS: &str = "/sys/class/net";
+
+/// Gives the first Ethernet link this MAC; false where it had it already.
 ///
 /// # Errors
 /// When there is no such link or the kernel refuses.
-pub fn set_mac(guest: &Guest, mac: Mac) -> Result<()> {
+pub fn set_mac(guest: &Guest, mac: Mac) -> Result<bool> {
     if !guest.is_real() {
-        return Ok(());
+        return Ok(false);
     }
-    let name = first_link("/sys/class/net").context("the guest has no Ethernet link")?;
-    let now = fs::read_to_string(format!("/sys/class/net/{name}/address")).unwrap_or_default();
+    let name = first_link(LINKS).context("the guest has no Ethernet link")?;
+    let now = fs::read_to_string(format!("{LINKS}/{name}/address")).unwrap_or_default();
     if now.trim().parse() == Ok(mac) {
-        return Ok(());
+        return Ok(false);
     }
     const SIOCSIFHWADDR: u32 = 0x8924; // linux/sockios.h
     const ARPHRD_ETHER: u16 = 1; // linux/if_arp.h
-    let mut request = HardwareRequest { name: [0; 16], family: ARPHRD_ETHER, address: mac.0, rest: [0; 16] };
-    for (to, from) in request.name.iter_mut().take(15).zip(name.bytes()) {
-        *to = from;
-    }
+    let request = HardwareRequest { name: c_name(&name), family: ARPHRD_ETHER, address: mac.0, rest: [0; 16] };
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     // SAFETY: the kernel reads one ifreq, which the structure is: 40 bytes.
     unsafe { ioctl(socket.as_fd(), Setter::<SIOCSIFHWADDR, HardwareRequest>::new(request)) }
-        .with_context(|| format!("cannot give {name} the MAC {mac}"))
+        .with_context(|| format!("cannot give {name} the MAC {mac}"))?;
+    Ok(true)
+}
+
+fn c_name(name: &str) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for (to, from) in bytes.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
+    }
+    bytes
+}
+
+/// The link's first IPv4 address (netdevice(7), SIOCGIFADDR).
+fn address_of(name: &str) -> Option<Ipv4Addr> {
+    const SIOCGIFADDR: u32 = 0x8915; // linux/sockios.h
+    let family = AddressFamily::INET.as_raw();
+    let mut request = AddressRequest { name: c_name(name), family, port: 0, address: [0; 4], rest: [0; 16] };
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None).ok()?;
+    // SAFETY: the kernel reads and writes one ifreq, which the structure is: 40 bytes.
+    unsafe { ioctl(socket.as_fd(), Updater::<SIOCGIFADDR, AddressRequest>::new(&mut request)) }.ok()?;
+    Some(Ipv4Addr::from(request.address))
 }
 
 /// The Ethernet link with the lowest number that is a device and not something made of software.
@@ -63,16 +94,23 @@ fn first_link(directory: &str) -> Option<String> {
     first.file_name()?.to_str().map(String::from)
 }
 
-/// Writes the configuration and lets it take effect where it is new; tells which program holds it.
+/// Writes the configuration and lets it take effect where it is new; tells which program holds it. Where the link has
+/// `moved` to another MAC its former address is given up and a new one asked for.
 ///
 /// # Errors
 /// When it cannot be written or the program refuses it.
-pub fn apply(guest: &Guest, mac: Mac, netplan: &str, warnings: &mut Vec<String>) -> Result<&'static str> {
+pub fn apply(
+    guest: &Guest,
+    netplan: &str,
+    moved: bool,
+    address: Option<Ipv4Addr>,
+    warnings: &mut Vec<String>,
+) -> Result<&'static str> {
     let has_netplan = guest.path("/usr/sbin/netplan").exists() || guest.path("/usr/bin/netplan").exists();
     let (program, changed) = match has_netplan {
         // It may hold secrets in other setups, and netplan complains of a mode that lets others read.
         true => ("netplan", guest.write(NETPLAN, netplan.as_bytes(), 0o600)?),
-        false => ("networkd", guest.write(NETWORKD, networkd(mac).as_bytes(), 0o644)?),
+        false => ("networkd", guest.write(NETWORKD, NETWORK.as_bytes(), 0o644)?),
     };
     if !guest.is_real() {
         return Ok(program);
@@ -86,23 +124,27 @@ pub fn apply(guest: &Guest, mac: Mac, netplan: &str, warnings: &mut Vec<String>)
             }
         }
     }
-    warn(warnings, wait_for_route());
+    if moved {
+        let link = first_link(LINKS).context("the guest has no Ethernet link")?;
+        run("networkctl", &["reconfigure", &link])?;
+    }
+    warn(warnings, wait_for_address(address));
     Ok(program)
 }
 
 /// The same for systemd-networkd alone (systemd.network(5)).
-fn networkd(mac: Mac) -> String {
-    format!("[Match]\nMACAddress={mac}\n\n[Network]\nDHCP=ipv4\n\n[DHCPv4]\nClientIdentifier=mac\n")
-}
+const NETWORK: &str = "[Match]\nDriver=virtio_net\n\n[Network]\nDHCP=ipv4\n\n[DHCPv4]\nClientIdentifier=mac\n";
 
-/// Waits for the first route, which comes with the address.
-fn wait_for_route() -> Result<()> {
+/// Waits for the address, and for the first route, which comes with it.
+fn wait_for_address(wanted: Option<Ipv4Addr>) -> Result<()> {
     let end = Instant::now() + ADDRESS_TIMEOUT;
-    while !has_route(&fs::read_to_string("/proc/net/route").unwrap_or_default()) {
+    let has = |wanted: Ipv4Addr| first_link(LINKS).and_then(|link| address_of(&link)) == Some(wanted);
+    while !wanted.is_none_or(has) || !has_route(&fs::read_to_string("/proc/net/route").unwrap_or_default()) {
         if Instant::now() >= end {
-            bail!("the guest got no address within {} s", ADDRESS_TIMEOUT.as_secs());
+            let which = wanted.map_or("no address".to_string(), |wanted| format!("no address {wanted}"));
+            bail!("the guest got {which} within {} s", ADDRESS_TIMEOUT.as_secs());
         }
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
 }

@@ -11,8 +11,8 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use super::command::run;
 use super::files::Guest;
 
-/// A clock nearer to the host's than this is left alone, in nanoseconds.
-const DRIFT: i128 = 100_000_000;
+/// A clock nearer to the host's than this is left alone, in nanoseconds: what keeps time in the guest does better.
+const DRIFT: i128 = 20_000_000;
 const NANOSECONDS: u64 = 1_000_000_000;
 
 /// Gives the guest its name, in the kernel and in /etc.
@@ -41,7 +41,7 @@ fn hosts(former: &str, name: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Sets the clock to the host's time, in nanoseconds since 1970-01-01 UTC, where it is more than 100 ms away.
+/// Sets the clock to the host's time, in nanoseconds since 1970-01-01 UTC, where it is more than 20 ms away.
 ///
 /// # Errors
 /// When the kernel refuses.

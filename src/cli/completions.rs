@@ -12,6 +12,7 @@ use super::{Puter, output};
 use crate::image::Store;
 use crate::vm::home::Home;
 use crate::vm::machine::{Action, Command};
+use crate::vm::snapshots;
 use crate::vm::state::{Vm, load_all};
 
 /// Tells the script to offer files as well.
@@ -62,6 +63,8 @@ impl Completions {
 trait Known {
     fn vms(&self) -> Vec<Vm>;
     fn images(&self) -> Vec<String>;
+    /// `VM@SNAPSHOT` of all that somebody asked for, with a word about it.
+    fn snapshots(&self) -> Vec<(String, String)>;
 }
 
 struct Here;
@@ -81,6 +84,16 @@ impl Known for Here {
             Ok(Store::open(&images)?.list()?.into_iter().map(|image| image.reference.to_string()).collect())
         };
         list().unwrap_or_default()
+    }
+
+    fn snapshots(&self) -> Vec<(String, String)> {
+        let all = Home::from_env().and_then(|home| snapshots::all(&home, None));
+        let kept = all.map_or(Vec::new(), |all| all.snapshots).into_iter().filter(|snapshot| !snapshot.automatic);
+        kept.map(|snapshot| {
+            let what = if snapshot.memory.is_some() { "memory and disk" } else { "disk" };
+            (format!("{}@{}", snapshot.origin.vm, snapshot.label()), format!("{what}, {}", snapshot.origin.id))
+        })
+        .collect()
     }
 }
 
@@ -186,6 +199,18 @@ fn positional(name: &str, command: &CommandInfoWithArgs, given: &[&str], known: 
         useful.map(|vm| (format!("{}{suffix}", vm.name), format!("{} at {}", vm.state(), vm.ip))).collect()
     };
     match wanted.name {
+        "name" if name == "snapshot" && given.first() == Some(&"delete") => {
+            known.snapshots().into_iter().filter(|(word, _)| !given.contains(&word.as_str())).collect()
+        }
+        "name" if name == "restore" => known.snapshots(),
+        "name" if name == "diff" || name == "clone" => known.snapshots().into_iter().chain(vms("")).collect(),
+        "snapshot" => {
+            let of = given.first().copied().unwrap_or_default();
+            let own = known.snapshots().into_iter();
+            own.filter_map(|(word, about)| Some((word.strip_prefix(of)?.strip_prefix('@')?.to_string(), about)))
+                .collect()
+        }
+        "new" => Vec::new(),
         "name" | "names" => vms(""),
         "place" | "places" => {
             let mut all = vms(":");
@@ -205,6 +230,7 @@ fn is_useful(command: &str, vm: &Vm) -> bool {
         "restart" => Command::Restart,
         "ssh" | "exec" | "cp" => Command::Enter,
         "console" => Command::Console,
+        "snapshot" => Command::Snapshot,
         _ => return true,
     };
     !matches!(vm.state().decide(command), Action::Refuse(_) | Action::Nothing)
@@ -229,6 +255,10 @@ mod tests {
 
         fn images(&self) -> Vec<String> {
             vec!["localhost:5000/puter/debian".into()]
+        }
+
+        fn snapshots(&self) -> Vec<(String, String)> {
+            ["web@before", "web@20261123-234838", "db@1"].map(|word| (word.to_string(), "disk".into())).into()
         }
     }
 
@@ -263,6 +293,14 @@ mod tests {
             ("init --kernel ", &[FILES]),
             ("daemon sta", &["start", "status"]),
             ("completions ", &["bash", "zsh", "fish"]),
+            ("snapshot d", &["db", "dev"]),
+            ("snapshot delete ", &["web@before", "web@20261123-234838", "db@1"]),
+            ("snapshot delete web@before w", &["web@20261123-234838"]),
+            ("restore w", &["web@before", "web@20261123-234838"]),
+            ("restore web ", &["before", "20261123-234838"]),
+            ("clone web", &["web@before", "web@20261123-234838", "web"]),
+            ("clone web ", &[]),
+            ("diff web@before d", &["db@1", "db", "dev"]),
             ("list --", &["--help", "--json"]),
             ("list --json --", &["--help"]),
             ("nonsense ", &[]),

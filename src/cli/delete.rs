@@ -16,13 +16,16 @@ pub struct Delete {
     /// delete a running VM as well, and one whose state file is damaged
     #[argh(switch)]
     force: bool,
+    /// delete their snapshots as well
+    #[argh(switch)]
+    snapshots: bool,
 }
 
 impl Delete {
     pub fn run(self) -> Result<()> {
         with_context(|context| {
             each(&self.names, |name| {
-                lifecycle::delete(context, name, self.force)?;
+                lifecycle::delete(context, name, self.force, self.snapshots)?;
                 output::print(&format!("{name} deleted"));
                 Ok(())
             })?;

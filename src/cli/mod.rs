@@ -1,5 +1,6 @@
 //! `puter`: the command line. One file per command; what they do lives in [`crate::vm`].
 
+mod clone;
 mod completions;
 mod config;
 mod console;
@@ -7,6 +8,7 @@ mod cp;
 mod daemon;
 mod delete;
 mod df;
+mod diff;
 mod doctor;
 mod exec;
 mod info;
@@ -16,7 +18,10 @@ mod logs;
 mod output;
 mod progress;
 mod restart;
+mod restore;
 mod set;
+mod snapshot;
+mod snapshots;
 mod ssh;
 mod ssh_config;
 mod start;
@@ -57,6 +62,11 @@ enum Command {
     List(list::List),
     Info(info::Info),
     Delete(delete::Delete),
+    Snapshot(snapshot::Snapshot),
+    Snapshots(snapshots::Snapshots),
+    Restore(restore::Restore),
+    Clone(clone::Clone),
+    Diff(diff::Diff),
     Ssh(ssh::Ssh),
     SshConfig(ssh_config::SshConfig),
     Exec(exec::Exec),
@@ -87,6 +97,18 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let result = match words.as_slice() {
         // What `start --no-wait` leaves behind; not for people, so not in the help.
         ["start-finish", name] => finish(name),
+        // What `snapshot` has watch over it; neither.
+        ["__thaw", name] => watch_over(name),
+        // argh has no command that takes either names or commands.
+        ["snapshot", "delete", words @ ..] => {
+            match snapshot::SnapshotDelete::from_args(&["puter", "snapshot", "delete"], words) {
+                Ok(command) => {
+                    cancel::listen();
+                    command.run()
+                }
+                Err(exit) => return usage(&exit, &["snapshot"]),
+            }
+        }
         // What the shells' scripts ask.
         ["__complete", words @ ..] => {
             completions::complete(words);
@@ -121,6 +143,11 @@ impl Command {
             Command::List(command) => command.run(),
             Command::Info(command) => command.run(),
             Command::Delete(command) => command.run(),
+            Command::Snapshot(command) => command.run(),
+            Command::Snapshots(command) => command.run(),
+            Command::Restore(command) => command.run(),
+            Command::Clone(command) => command.run(),
+            Command::Diff(command) => command.run(),
             Command::Ssh(command) => command.run(),
             Command::SshConfig(command) => command.run(),
             Command::Exec(command) => command.run(),
@@ -246,6 +273,13 @@ fn finish(name: &str) -> Result<()> {
     let settings = Settings::load()?;
     let context = Context { home: &home, settings: &settings, observer: &lifecycle::Silent };
     lifecycle::finish(&context, name).map(|_| ())
+}
+
+fn watch_over(name: &str) -> Result<()> {
+    let home = Home::from_env()?;
+    let settings = Settings::load()?;
+    let context = Context { home: &home, settings: &settings, observer: &lifecycle::Silent };
+    lifecycle::watch_over(&context, name)
 }
 
 /// Reads a size option.

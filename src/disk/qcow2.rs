@@ -15,8 +15,8 @@ use crate::failpoint;
 
 const MAGIC: u32 = 0x5146_49fb;
 const VERSION: u32 = 3;
-const CLUSTER_BITS: u32 = 16;
-const CLUSTER: u64 = 1 << CLUSTER_BITS;
+pub(super) const CLUSTER_BITS: u32 = 16;
+pub(super) const CLUSTER: u64 = 1 << CLUSTER_BITS;
 /// Length of a version 3 header without the optional compression field's padding.
 const HEADER_LENGTH: u32 = 104;
 /// Refcounts are 16 bits wide: 2 to the power of this order.
@@ -24,7 +24,7 @@ const REFCOUNT_ORDER: u32 = 4;
 /// Header extension: the format of the backing file.
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 /// An L1 entry covers one L2 table's clusters.
-const BYTES_PER_L1_ENTRY: u64 = CLUSTER * (CLUSTER / 8);
+pub(super) const BYTES_PER_L1_ENTRY: u64 = CLUSTER * (CLUSTER / 8);
 /// The longest backing file name that the format allows, in bytes.
 const MAX_BACKING: usize = 1023;
 /// The largest disk puter makes, in bytes: its L1 table still fits in a few clusters.
@@ -53,6 +53,8 @@ pub struct Header {
     pub size: u64,
     /// The file that holds what the overlay does not.
     pub backing: Option<PathBuf>,
+    /// What the overlay says of that file's format.
+    pub format: Option<Format>,
 }
 
 /// Makes `path` an empty overlay of `size` bytes over `backing`; whole and synced, or not there at all.
@@ -92,7 +94,7 @@ pub fn create_overlay(path: &Path, backing: &Path, format: Format, size: u64) ->
     })
 }
 
-fn overlay_bytes(backing: &Path, format: Format, size: u64) -> Result<Vec<u8>> {
+pub(super) fn overlay_bytes(backing: &Path, format: Format, size: u64) -> Result<Vec<u8>> {
     ensure!(size > 0 && size.is_multiple_of(512), "a disk's size must be a multiple of 512 bytes, not {size}");
     ensure!(size <= MAX_SIZE, "a disk of {size} bytes is too large: the limit is {MAX_SIZE} bytes");
     let name = backing.as_os_str().as_bytes();
@@ -203,7 +205,20 @@ fn parse_header(head: &[u8]) -> Result<Header> {
         ensure!(!name.contains(&0), "its backing file's name contains a NUL byte");
         Some(PathBuf::from(std::ffi::OsStr::from_bytes(name)))
     };
-    Ok(Header { size, backing })
+    // Extensions (type, length, bytes up to a multiple of eight) follow the header; zero ends them.
+    let mut at = if version == 2 { 72 } else { u32_at(100).unwrap_or(HEADER_LENGTH) as usize };
+    let mut format = None;
+    while let (Some(kind @ 1..), Some(length)) = (u32_at(at), u32_at(at + 4)) {
+        let value = head.get(at + 8..).and_then(|rest| rest.get(..length as usize));
+        format = match (kind, value) {
+            (BACKING_FORMAT, Some(b"raw")) => Some(Format::Raw),
+            (BACKING_FORMAT, Some(b"qcow2")) => Some(Format::Qcow2),
+            (_, Some(_)) => format,
+            (_, None) => bail!("a header extension lies outside the header"),
+        };
+        at += 8 + (length as usize).next_multiple_of(8);
+    }
+    Ok(Header { size, backing, format })
 }
 
 #[cfg(test)]
@@ -223,7 +238,8 @@ mod tests {
         let overlay = dir.path().join("vm.qcow2");
         create_overlay(&overlay, &base, Format::Raw, 10 << 30).unwrap();
         let header = read_header(&overlay).unwrap();
-        assert_eq!(header, Header { size: 10 << 30, backing: Some(base.canonicalize().unwrap()) });
+        let backing = Some(base.canonicalize().unwrap());
+        assert_eq!(header, Header { size: 10 << 30, backing, format: Some(Format::Raw) });
         let nested = dir.path().join("clone.qcow2");
         create_overlay(&nested, &overlay, Format::Qcow2, 10 << 30).unwrap();
         assert_eq!(read_header(&nested).unwrap().backing, Some(overlay.canonicalize().unwrap()));

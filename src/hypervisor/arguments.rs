@@ -75,6 +75,97 @@ pub struct Share {
     pub socket: PathBuf,
 }
 
+/// A machine that is brought back from a snapshot's directory, which names its hardware and its files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restore {
+    /// The directory, as [`super::snapshot::prepare`] makes it.
+    pub source: PathBuf,
+    pub memory: MemoryMode,
+    pub api_socket: PathBuf,
+    pub events: Option<PathBuf>,
+}
+
+/// How a restored machine gets its memory from the hypervisor. Where the directory's configuration maps the snapshot's
+/// memory file into the machine, there is nothing left to get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemoryMode {
+    /// All of it before it runs.
+    #[default]
+    Copy,
+    /// Each page when it is touched, by userfaultfd (cloud-hypervisor 52 and newer).
+    OnDemand,
+}
+
+/// What a hypervisor's command line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    Boot(Box<Machine>),
+    Restore(Restore),
+}
+
+impl Restore {
+    /// The command line, without the program. The machine runs at once.
+    ///
+    /// # Errors
+    /// When a path holds a character that the options' syntax cannot carry.
+    pub fn to_arguments(&self) -> Result<Vec<String>> {
+        let mode = match self.memory {
+            MemoryMode::Copy => "",
+            MemoryMode::OnDemand => ",memory_restore_mode=ondemand",
+        };
+        let source = plain(&self.source)?;
+        plain(&self.api_socket)?;
+        let mut words = vec!["--api-socket".to_string(), api_socket(&self.api_socket)];
+        words.extend(["--restore".into(), format!("source_url=file://{source},resume=true{mode}")]);
+        if let Some(events) = &self.events {
+            words.extend(["--event-monitor".into(), format!("path={}", plain(events)?)]);
+        }
+        Ok(words)
+    }
+
+    fn from_arguments(words: &[String]) -> Result<Restore> {
+        let (mut source, mut api_socket, mut events, mut memory) = (None, None, None, MemoryMode::Copy);
+        let mut rest = words.iter();
+        while let Some(option) = rest.next() {
+            let value = rest.next().with_context(|| format!("the option {option} has no value"))?;
+            let parts = Parts { option, value };
+            match option.as_str() {
+                "--api-socket" => api_socket = Some(parts.path("path")?),
+                "--event-monitor" => events = Some(parts.path("path")?),
+                "--restore" => {
+                    let url = parts.need("source_url")?;
+                    let path = url.strip_prefix("file://").with_context(|| format!("{url} is not a file:// URL"))?;
+                    source = Some(PathBuf::from(path));
+                    ensure!(parts.get("resume") == Some("true"), "the emulator restores only with resume=true");
+                    if parts.get("memory_restore_mode") == Some("ondemand") {
+                        memory = MemoryMode::OnDemand;
+                    }
+                }
+                _ => bail!("the emulator does not know the option {option} beside --restore"),
+            }
+        }
+        Ok(Restore {
+            source: source.context("the option --restore is missing")?,
+            memory,
+            api_socket: api_socket.context("the option --api-socket is missing")?,
+            events,
+        })
+    }
+}
+
+impl Wanted {
+    /// Reads a command line that [`Machine::to_arguments`] or [`Restore::to_arguments`] could have written.
+    ///
+    /// # Errors
+    /// When an option is unknown, missing or has no usable value; the error names it.
+    pub fn from_arguments(words: &[String]) -> Result<Wanted> {
+        match words.iter().any(|word| word == "--restore") {
+            true => Restore::from_arguments(words).map(Wanted::Restore),
+            false => Machine::from_arguments(words).map(|machine| Wanted::Boot(Box::new(machine))),
+        }
+    }
+}
+
 impl Machine {
     /// The command line, without the program.
     ///
@@ -285,6 +376,35 @@ pub(crate) mod tests {
             assert!(line.contains(part), "{line}");
         }
         assert_eq!(Machine::from_arguments(&words).unwrap(), sample());
+    }
+
+    #[test]
+    fn a_restore_is_read_as_it_was_written() {
+        let restore = Restore {
+            source: "/h/run/web.restore".into(),
+            memory: MemoryMode::OnDemand,
+            api_socket: "/h/run/web.api".into(),
+            events: Some("/h/run/web.events".into()),
+        };
+        let words = restore.to_arguments().unwrap();
+        assert!(
+            words
+                .contains(&"source_url=file:///h/run/web.restore,resume=true,memory_restore_mode=ondemand".to_string())
+        );
+        assert_eq!(Wanted::from_arguments(&words).unwrap(), Wanted::Restore(restore));
+        let boot = sample();
+        let words = boot.to_arguments().unwrap();
+        assert_eq!(Wanted::from_arguments(&words).unwrap(), Wanted::Boot(Box::new(boot)));
+        for (wrong, why) in [
+            (["--restore", "source_url=http://x,resume=true"], "file://"),
+            (["--restore", "source_url=file:///x"], "resume=true"),
+            (["--cpus", "boot=1"], "beside --restore"),
+        ] {
+            let mut words: Vec<String> = wrong.map(String::from).into();
+            words.extend(["--restore".into(), "source_url=file:///x,resume=true".into()]);
+            let error = Wanted::from_arguments(&words).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! cloud-hypervisor's REST API, as far as puter uses it (docs/api.md and vmm/src/api/openapi there).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -11,6 +11,8 @@ use crate::protocol::unix_http;
 
 /// How long one request may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a snapshot may take: the machine's memory goes to the disk meanwhile.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(900);
 /// The longest answer that is read, in bytes: a VM's whole configuration fits many times.
 const MAX_ANSWER: u64 = 1 << 20;
 
@@ -18,6 +20,7 @@ const MAX_ANSWER: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct Client {
     agent: ureq::Agent,
+    socket: PathBuf,
 }
 
 /// Answer to `vmm.ping`.
@@ -49,7 +52,7 @@ pub enum State {
 impl Client {
     /// A client for the API socket; nothing is sent yet.
     pub fn new(socket: &Path) -> Client {
-        Client { agent: unix_http::agent(socket, TIMEOUT) }
+        Client { agent: unix_http::agent(socket, TIMEOUT), socket: socket.to_path_buf() }
     }
 
     /// Is the hypervisor there?
@@ -80,6 +83,19 @@ impl Client {
         self.put("vm.resume")
     }
 
+    /// Writes memory, processors and devices of a paused VM into this directory, which exists and is empty
+    /// (cloud-hypervisor's docs/snapshot_restore.md). The disk is the caller's.
+    ///
+    /// # Errors
+    /// As for [`Client::ping`]; the VM stays paused.
+    pub fn snapshot(&self, directory: &Path) -> Result<()> {
+        let url = directory.to_str().map(|path| format!("file://{path}")).context("the path is not UTF-8")?;
+        let patient = unix_http::agent(&self.socket, SNAPSHOT_TIMEOUT);
+        let body = serde_json::json!({ "destination_url": url }).to_string();
+        let request = patient.put("http://localhost/api/v1/vm.snapshot").header("content-type", "application/json");
+        read("vm.snapshot", request.send(&body)).map(|_| ())
+    }
+
     /// Ends the hypervisor, and with it the VM.
     pub fn shutdown_vmm(&self) -> Result<()> {
         self.put("vmm.shutdown")
@@ -101,19 +117,24 @@ impl Client {
             // With a length of zero: cloud-hypervisor's server knows no other way to say that there is no body.
             _ => self.agent.put(uri).send_empty(),
         };
-        let mut response = sent.with_context(|| format!("the hypervisor does not answer {name}"))?;
-        let status = response.status();
-        let bytes = response
-            .body_mut()
-            .with_config()
-            .limit(MAX_ANSWER)
-            .read_to_vec()
-            .with_context(|| format!("the hypervisor's answer to {name} broke off"))?;
-        if status.is_success() {
-            return Ok(bytes);
-        }
-        bail!("the hypervisor refuses {name}: {}", reason(&bytes).unwrap_or_else(|| status.to_string()))
+        read(name, sent)
     }
+}
+
+/// The answer's body, or the error that it tells of.
+fn read(name: &str, sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Vec<u8>> {
+    let mut response = sent.with_context(|| format!("the hypervisor does not answer {name}"))?;
+    let status = response.status();
+    let bytes = response
+        .body_mut()
+        .with_config()
+        .limit(MAX_ANSWER)
+        .read_to_vec()
+        .with_context(|| format!("the hypervisor's answer to {name} broke off"))?;
+    if status.is_success() {
+        return Ok(bytes);
+    }
+    bail!("the hypervisor refuses {name}: {}", reason(&bytes).unwrap_or_else(|| status.to_string()))
 }
 
 /// The chain of messages in an error's body: a JSON list of strings.

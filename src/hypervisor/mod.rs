@@ -6,6 +6,7 @@ mod detect;
 pub mod emulator;
 pub mod events;
 pub mod process;
+pub mod snapshot;
 pub mod virtiofs;
 pub mod vsock;
 
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::watch::{self, Watch};
 
-pub use arguments::{Disk, DiskFormat, Machine, Net, Serial, Share, Vsock};
+pub use arguments::{Disk, DiskFormat, Machine, MemoryMode, Net, Restore, Serial, Share, Vsock};
 pub use client::{Client, State};
 pub use detect::{Kind, MINIMUM_VERSION, Setting, detect};
 
@@ -70,21 +71,31 @@ impl Launch {
     /// # Errors
     /// When the program cannot be found, or the machine cannot be told on a command line.
     pub fn new(kind: &Kind, machine: &Machine, log: &Path) -> Result<Launch> {
-        let (program, name) = kind.program()?;
-        let lock = PathBuf::from(format!("{}.lock", machine.api_socket.display()));
-        let mut stale = vec![machine.api_socket.clone(), lock];
-        stale.extend(machine.vsock.as_ref().map(|vsock| vsock.socket.clone()));
+        let mut stale: Vec<PathBuf> = machine.vsock.iter().map(|vsock| vsock.socket.clone()).collect();
         if let Serial::Socket(path) = &machine.serial {
             stale.push(path.clone());
         }
-        Ok(Launch {
-            program,
-            name,
-            arguments: machine.to_arguments()?,
-            api_socket: machine.api_socket.clone(),
-            stale,
-            log: log.to_path_buf(),
-        })
+        Launch::with(kind, machine.to_arguments()?, &machine.api_socket, stale, log)
+    }
+
+    /// The command line for a machine that comes back from a snapshot; `sockets` are those that it makes.
+    ///
+    /// # Errors
+    /// As for [`Launch::new`].
+    pub fn restore(kind: &Kind, restore: &Restore, sockets: Vec<PathBuf>, log: &Path) -> Result<Launch> {
+        Launch::with(kind, restore.to_arguments()?, &restore.api_socket, sockets, log)
+    }
+
+    fn with(
+        kind: &Kind,
+        arguments: Vec<String>,
+        api_socket: &Path,
+        mut stale: Vec<PathBuf>,
+        log: &Path,
+    ) -> Result<Launch> {
+        let (program, name) = kind.program()?;
+        stale.extend([api_socket.to_path_buf(), PathBuf::from(format!("{}.lock", api_socket.display()))]);
+        Ok(Launch { program, name, arguments, api_socket: api_socket.to_path_buf(), stale, log: log.to_path_buf() })
     }
 
     /// Starts the hypervisor; it goes on when this process ends. Sockets that a crash left behind are removed first:

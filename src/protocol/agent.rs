@@ -103,11 +103,16 @@ pub struct Configure {
     pub mac: String,
     /// Text of the netplan file, applied where netplan is present.
     pub netplan: String,
+    /// The IPv4 address that DHCP will give; the agent waits until the guest has it. Any address where it is empty.
+    pub address: String,
+    /// The guest's memory came from a snapshot: its randomness is renewed and its generation counted on, also where its
+    /// identity stays.
+    pub restored: bool,
     /// Public keys that may log in, one authorized_keys line each; they replace puter's former ones.
     pub ssh_keys: Vec<String>,
     /// The user who gets the keys; root when empty.
     pub user: String,
-    /// The host's time in nanoseconds since 1970-01-01 UTC; the guest's clock is set to it past 100 ms of drift.
+    /// The host's time in nanoseconds since 1970-01-01 UTC; the guest's clock is set to it past 20 ms of drift.
     pub time: Option<u64>,
     /// Directories of the host that the guest mounts.
     pub mounts: Vec<Mount>,

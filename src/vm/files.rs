@@ -71,16 +71,18 @@ pub fn remove_temporaries(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes a file that may be absent.
+/// Removes a file or a directory that may be absent.
 ///
 /// # Errors
 /// When it is there and cannot be removed.
 pub fn remove(path: &Path) -> Result<()> {
     // Asked first, since a read-only file system refuses the removal of what is not there as well.
-    if std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
-        return Ok(());
-    }
-    match failpoint::remove().and_then(|()| std::fs::remove_file(path)) {
+    let remove = match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all,
+        _ => std::fs::remove_file,
+    };
+    match failpoint::remove().and_then(|()| remove(path)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))
         }
@@ -136,6 +138,18 @@ pub struct Lock {
 /// # Errors
 /// When another process still holds it at the end of the limit, the user cancels, or the file cannot be made.
 pub fn lock(path: &Path, limit: Duration, busy: &str) -> Result<Lock> {
+    take(path, limit, busy, FlockOperation::NonBlockingLockExclusive)
+}
+
+/// As [`lock`], beside others who share it.
+///
+/// # Errors
+/// As for [`lock`].
+pub fn lock_shared(path: &Path, limit: Duration, busy: &str) -> Result<Lock> {
+    take(path, limit, busy, FlockOperation::NonBlockingLockShared)
+}
+
+fn take(path: &Path, limit: Duration, busy: &str, operation: FlockOperation) -> Result<Lock> {
     let end = Instant::now() + limit;
     loop {
         let open = || {
@@ -150,7 +164,7 @@ pub fn lock(path: &Path, limit: Duration, busy: &str) -> Result<Lock> {
             }
         };
         let file = open().with_context(|| format!("cannot open the lock {}", path.display()))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match flock(&file, operation) {
             // The former holder may have removed the file with its VM: a lock on that excludes nobody.
             Ok(()) if is_at(&file, path)? => return Ok(Lock { _file: file }),
             Ok(()) => {}
@@ -202,7 +216,10 @@ mod tests {
         let held = lock(&path, Duration::ZERO, "busy").unwrap();
         assert_eq!(lock(&path, Duration::ZERO, "busy").unwrap_err().to_string(), "busy");
         drop(held);
-        lock(&path, Duration::ZERO, "busy").unwrap();
+        drop(lock(&path, Duration::ZERO, "busy").unwrap());
+        let shared = || lock_shared(&path, Duration::ZERO, "busy");
+        let (_one, _two) = (shared().unwrap(), shared().unwrap());
+        assert!(lock(&path, Duration::ZERO, "busy").is_err());
     }
 
     #[test]

@@ -121,6 +121,21 @@ impl Home {
         self.root.join("run")
     }
 
+    /// The snapshots, a directory for each VM.
+    pub fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshot")
+    }
+
+    /// A VM's snapshots.
+    pub fn snapshots_of(&self, vm: &str) -> PathBuf {
+        self.snapshots().join(vm)
+    }
+
+    /// From where a hypervisor brings the VM back.
+    pub fn restore(&self, vm: &str) -> PathBuf {
+        self.run().join(format!("{vm}.restore"))
+    }
+
     pub fn ssh(&self) -> PathBuf {
         self.root.join("ssh")
     }
@@ -227,7 +242,8 @@ impl Home {
     /// Everything of a VM's run that means nothing once its process has ended.
     pub fn volatile(&self, vm: &str) -> Vec<PathBuf> {
         let lock = PathBuf::from(format!("{}.lock", self.api(vm).display()));
-        let sockets = [self.vsock(vm), self.knock(vm), self.serial(vm), self.console(vm), self.events(vm)];
+        let sockets =
+            [self.vsock(vm), self.knock(vm), self.serial(vm), self.console(vm), self.events(vm), self.restore(vm)];
         // virtiofsd writes its number beside its socket.
         let shares = (0..super::lifecycle::MOST_SHARES).map(|number| self.share(vm, number));
         let shares = shares.flat_map(|share| [PathBuf::from(format!("{}.pid", share.display())), share]);

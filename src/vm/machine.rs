@@ -16,6 +16,8 @@ pub enum State {
     /// Its hypervisor runs, its agent has not been met.
     Starting,
     Running,
+    /// Its processors stand still while a snapshot is made, or since one was cut off.
+    Paused,
     /// It was asked to power off and has not ended.
     Stopping,
     /// A delete goes on, or was cut off.
@@ -36,6 +38,12 @@ pub enum Command {
     Console,
     /// A change of resources.
     Set,
+    /// What begins at a machine as it is: `snapshot`, `clone`.
+    Snapshot,
+    /// To go on from a snapshot, and lose what is.
+    Restore,
+    /// With force.
+    RestoreForce,
 }
 
 /// What a command does about it.
@@ -56,6 +64,8 @@ pub enum Action {
     EndAndRemove,
     /// Use it as it is.
     Use,
+    /// Let its processors go on; then it is as if it had run all the time.
+    Resume,
     /// It is so already.
     Nothing,
     Refuse(Refusal),
@@ -90,6 +100,10 @@ pub enum Event {
     Asked,
     /// The command that asked gave up.
     Reprieved,
+    /// Its processors are about to be stopped for a snapshot.
+    Paused,
+    /// They go on.
+    Resumed,
     /// Its hypervisor is gone.
     Ended,
     /// Its removal begins.
@@ -99,12 +113,13 @@ pub enum Event {
 }
 
 impl State {
-    pub const ALL: [State; 7] = [
+    pub const ALL: [State; 8] = [
         State::Absent,
         State::Creating,
         State::Stopped,
         State::Starting,
         State::Running,
+        State::Paused,
         State::Stopping,
         State::Deleting,
     ];
@@ -119,13 +134,14 @@ impl State {
             Some(_) if !alive => State::Stopped,
             Some(Status::Starting) => State::Starting,
             Some(Status::Running) => State::Running,
+            Some(Status::Paused) => State::Paused,
             Some(Status::Stopping) => State::Stopping,
         }
     }
 
     /// Whether a hypervisor runs.
     pub fn is_active(self) -> bool {
-        matches!(self, State::Starting | State::Running | State::Stopping)
+        matches!(self, State::Starting | State::Running | State::Paused | State::Stopping)
     }
 
     /// The state after the event; `None` where it cannot happen.
@@ -135,10 +151,13 @@ impl State {
             (State::Creating, Event::Made) => State::Stopped,
             (State::Stopped, Event::Launched) => State::Starting,
             (State::Starting, Event::Met) => State::Running,
-            (State::Starting | State::Running | State::Stopping, Event::Asked) => State::Stopping,
+            (State::Starting | State::Running | State::Paused | State::Stopping, Event::Asked) => State::Stopping,
             (State::Stopping, Event::Reprieved) => State::Running,
+            (State::Running, Event::Paused) => State::Paused,
+            (State::Paused, Event::Resumed) => State::Running,
             // Of its own accord, by a command, or at the hand of the kernel.
-            (State::Stopped | State::Starting | State::Running | State::Stopping, Event::Ended) => State::Stopped,
+            (State::Stopped, Event::Ended) => State::Stopped,
+            (active, Event::Ended) if active.is_active() => State::Stopped,
             (State::Creating | State::Stopped | State::Deleting, Event::Condemned) => State::Deleting,
             (State::Deleting, Event::Removed) => State::Absent,
             _ => return None,
@@ -163,16 +182,27 @@ impl State {
             (C::Restart, S::Stopped) => Action::Boot,
             (C::Restart, S::Starting | S::Running | S::Stopping) => Action::EndAndBoot,
             (C::Delete | C::DeleteForce, S::Creating | S::Deleting | S::Stopped) => Action::Remove,
-            (C::Delete, S::Starting | S::Running | S::Stopping) => Refuse(Refusal::Active),
-            (C::DeleteForce, S::Starting | S::Running | S::Stopping) => Action::EndAndRemove,
-            (C::Enter, S::Running) => Action::Use,
-            (C::Enter, S::Starting) => Refuse(Refusal::StillStarting),
+            (C::Delete, S::Starting | S::Running | S::Paused | S::Stopping) => Refuse(Refusal::Active),
+            (C::DeleteForce, S::Starting | S::Running | S::Paused | S::Stopping) => Action::EndAndRemove,
+            // Without the lock: a snapshot may go on, and it is over soon.
+            (C::Enter, S::Running | S::Paused) => Action::Use,
+            (C::Enter | C::Snapshot, S::Starting) => Refuse(Refusal::StillStarting),
             (C::Enter, S::Stopped | S::Stopping) => Refuse(Refusal::Inactive),
-            (C::Console, S::Starting | S::Running | S::Stopping) => Action::Use,
+            (C::Console, S::Starting | S::Running | S::Paused | S::Stopping) => Action::Use,
             (C::Console, S::Stopped) => Refuse(Refusal::Inactive),
             (C::Set, S::Stopped) => Action::Use,
-            (C::Set, S::Starting | S::Running | S::Stopping) => Refuse(Refusal::Active),
-            (C::Restart | C::Enter | C::Console | C::Set, S::Creating | S::Deleting) => Refuse(Refusal::HalfMade),
+            (C::Set, S::Starting | S::Running | S::Paused | S::Stopping) => Refuse(Refusal::Active),
+            // Of one that is stopped there is a disk.
+            (C::Snapshot, S::Running | S::Stopped) => Action::Use,
+            (C::Snapshot, S::Stopping) => Refuse(Refusal::Active),
+            (C::Restore | C::RestoreForce, S::Stopped) => Action::Boot,
+            (C::Restore, S::Starting | S::Running | S::Paused | S::Stopping) => Refuse(Refusal::Active),
+            (C::RestoreForce, S::Starting | S::Running | S::Paused | S::Stopping) => Action::EndAndBoot,
+            (C::Start | C::Stop | C::Restart | C::Snapshot, S::Paused) => Action::Resume,
+            (
+                C::Restart | C::Enter | C::Console | C::Set | C::Snapshot | C::Restore | C::RestoreForce,
+                S::Creating | S::Deleting,
+            ) => Refuse(Refusal::HalfMade),
             (_, S::Absent) => Refuse(Refusal::Absent),
         }
     }
@@ -186,6 +216,7 @@ impl fmt::Display for State {
             State::Stopped => "stopped",
             State::Starting => "starting",
             State::Running => "running",
+            State::Paused => "paused",
             State::Stopping => "stopping",
             State::Deleting => "deleting",
         })
@@ -197,16 +228,18 @@ mod tests {
     use super::*;
 
     /// A row for each state, a column for each command: create, clear+create, boot, meet, end+boot, end, remove,
-    /// end+remove, use, nothing; in capitals why not: No such VM, Running, aCtive, starting Yet, Inactive, Half made.
+    /// end+remove, use, resume (g), nothing; in capitals why not: No such VM, Running, aCtive, starting Yet, Inactive,
+    /// Half made.
     const COMMANDS: &str = "
-                  start  stop  restart  delete  force  enter  console  set
-        absent    c      N     N        N       N      N      N        N
-        creating  cc     .     H        r       r      H      H        H
-        stopped   b      .     b        r       r      I      I        u
-        starting  m      e     eb       C       er     Y      u        C
-        running   R      e     eb       C       er     u      u        C
-        stopping  eb     e     eb       C       er     I      u        C
-        deleting  cc     .     H        r       r      H      H        H";
+                  start  stop  restart  delete  force  enter  console  set  snapshot  restore  anyway
+        absent    c      N     N        N       N      N      N        N    N         N        N
+        creating  cc     .     H        r       r      H      H        H    H         H        H
+        stopped   b      .     b        r       r      I      I        u    u         b        b
+        starting  m      e     eb       C       er     Y      u        C    Y         C        eb
+        running   R      e     eb       C       er     u      u        C    u         C        eb
+        paused    g      g     g        C       er     u      u        C    g         C        eb
+        stopping  eb     e     eb       C       er     I      u        C    C         C        eb
+        deleting  cc     .     H        r       r      H      H        H    H         H        H";
 
     fn code(action: Action) -> &'static str {
         match action {
@@ -219,6 +252,7 @@ mod tests {
             Action::Remove => "r",
             Action::EndAndRemove => "er",
             Action::Use => "u",
+            Action::Resume => "g",
             Action::Nothing => ".",
             Action::Refuse(Refusal::Absent) => "N",
             Action::Refuse(Refusal::AlreadyRunning) => "R",
@@ -257,6 +291,9 @@ mod tests {
             ("enter", Enter),
             ("console", Console),
             ("set", Set),
+            ("snapshot", Snapshot),
+            ("restore", Restore),
+            ("anyway", RestoreForce),
         ];
         let cells = cells(COMMANDS);
         assert_eq!(cells.len(), State::ALL.len() * columns.len());
@@ -267,14 +304,15 @@ mod tests {
     }
 
     const EVENTS: &str = "
-                  reserved  made     launched  met      asked     reprieved  ended    condemned  removed
-        absent    creating  -        -         -        -         -          -        -          -
-        creating  -         stopped  -         -        -         -          -        deleting   -
-        stopped   -         -        starting  -        -         -          stopped  deleting   -
-        starting  -         -        -         running  stopping  -          stopped  -          -
-        running   -         -        -         -        stopping  -          stopped  -          -
-        stopping  -         -        -         -        stopping  running    stopped  -          -
-        deleting  -         -        -         -        -         -          -        deleting   absent";
+                  reserved  made     launched  met      asked     reprieved  paused  resumed  ended    condemned  removed
+        absent    creating  -        -         -        -         -          -       -        -        -          -
+        creating  -         stopped  -         -        -         -          -       -        -        deleting   -
+        stopped   -         -        starting  -        -         -          -       -        stopped  deleting   -
+        starting  -         -        -         running  stopping  -          -       -        stopped  -          -
+        running   -         -        -         -        stopping  -          paused  -        stopped  -          -
+        paused    -         -        -         -        stopping  -          -       running  stopped  -          -
+        stopping  -         -        -         -        stopping  running    -       -        stopped  -          -
+        deleting  -         -        -         -        -         -          -       -        -        deleting   absent";
 
     #[test]
     fn each_event_leads_in_each_state_where_the_table_says() {
@@ -286,6 +324,8 @@ mod tests {
             ("met", Met),
             ("asked", Asked),
             ("reprieved", Reprieved),
+            ("paused", Paused),
+            ("resumed", Resumed),
             ("ended", Ended),
             ("condemned", Condemned),
             ("removed", Removed),
@@ -305,6 +345,7 @@ mod tests {
             (Status::Creating, State::Creating, State::Creating),
             (Status::Starting, State::Starting, State::Stopped),
             (Status::Running, State::Running, State::Stopped),
+            (Status::Paused, State::Paused, State::Stopped),
             (Status::Stopping, State::Stopping, State::Stopped),
             (Status::Stopped, State::Stopped, State::Stopped),
             (Status::Deleting, State::Deleting, State::Deleting),

@@ -6,6 +6,7 @@ pub mod agent;
 pub mod cancel;
 pub mod copy;
 pub mod daemon;
+pub mod diff;
 pub mod doctor;
 pub mod exec;
 pub mod files;
@@ -17,6 +18,7 @@ pub mod machine;
 pub mod monitor;
 pub mod service;
 pub mod settings;
+pub mod snapshots;
 pub mod state;
 pub mod usage;
 

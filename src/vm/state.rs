@@ -27,6 +27,8 @@ pub enum Status {
     Starting,
     /// The agent answered and was configured.
     Running,
+    /// A snapshot of it is being made.
+    Paused,
     /// It was asked to power off.
     Stopping,
     Stopped,
@@ -92,6 +94,24 @@ pub struct Vm {
     /// Restarts in a row, and when the next one is due, in seconds since 1970-01-01 UTC.
     #[serde(default)]
     pub retry: Option<Retry>,
+    /// The snapshot that it last came from or that was last taken of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<Origin>,
+}
+
+/// Names a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Origin {
+    /// The VM that it was taken of.
+    pub vm: String,
+    /// Its directory's name.
+    pub id: String,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.vm, self.id)
+    }
 }
 
 /// A directory of the host that a guest sees.
@@ -234,6 +254,7 @@ impl Vm {
             Some(State::Stopped) => Status::Stopped,
             Some(State::Starting) => Status::Starting,
             Some(State::Running) => Status::Running,
+            Some(State::Paused) => Status::Paused,
             Some(State::Stopping) => Status::Stopping,
             Some(State::Deleting | State::Absent) => Status::Deleting,
             None => bail!("'{}' is {state} and cannot be {event:?} (this is a bug of puter)", self.name),
@@ -419,6 +440,7 @@ pub(crate) mod tests {
             autostart: false,
             exit: None,
             retry: None,
+            head: None,
         }
     }
 

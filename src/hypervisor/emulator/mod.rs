@@ -3,28 +3,31 @@
 //! For hosts without KVM. It runs QEMU and `vhost-device-vsock` as its children, which die with it, and ends when the
 //! guest powers off, as cloud-hypervisor does.
 
+mod config;
 mod events;
 mod qemu;
 mod qmp;
+mod running;
 mod server;
 
 use std::ffi::OsString;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, ExitCode};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use async_signal::{Signal, Signals};
 use rustix::process::{Signal as RawSignal, set_parent_process_death_signal};
 
-use super::arguments::{Machine, Serial, Vsock};
+use super::arguments::{Serial, Wanted};
 use super::detect::{is_executable, on_path};
 use crate::hint::Hint;
 use events::Events;
-use qmp::Qmp;
+use running::{Place, Running};
 
 /// How long a child may take to come up.
 const CHILD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -74,14 +77,14 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         println!("puter-emulator takes cloud-hypervisor's arguments and runs the machine on QEMU; puter calls it.");
         return ExitCode::from(if words.is_empty() { crate::USAGE } else { 0 });
     }
-    let machine = match Machine::from_arguments(&words) {
-        Ok(machine) => machine,
+    let wanted = match Wanted::from_arguments(&words) {
+        Ok(wanted) => wanted,
         Err(error) => {
             eprintln!("puter-emulator: {error:#}");
             return ExitCode::from(crate::USAGE);
         }
     };
-    match run(&machine) {
+    match run(wanted) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("puter-emulator: {error:#}");
@@ -90,19 +93,20 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-fn run(machine: &Machine) -> Result<()> {
+fn run(wanted: Wanted) -> Result<()> {
     // Everything made here is the user's alone, and no terminal reaches it.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let _ = rustix::process::setsid();
+    let (machine, restore) = match wanted {
+        Wanted::Boot(machine) => (*machine, None),
+        Wanted::Restore(restore) => (running::machine_of(&restore)?, Some(restore)),
+    };
     let tools = Tools::find()?;
     let signals = Signals::new([Signal::Term, Signal::Int]).context("cannot listen for signals")?;
     let events = Arc::new(Events::open(machine.events.as_deref())?);
     let listener = UnixListener::bind(&machine.api_socket)
         .with_context(|| format!("cannot listen on {}", machine.api_socket.display()))?;
     let mut files = Files(vec![machine.api_socket.clone()]);
-    events.write("vmm", "starting");
-    events.write("vm", "booting");
-
     let device_socket = machine.api_socket.with_extension("vhost");
     if let Some(vsock) = &machine.vsock {
         files.0.extend([device_socket.clone(), vsock.socket.clone()]);
@@ -110,28 +114,37 @@ fn run(machine: &Machine) -> Result<()> {
     if let Serial::Socket(path) = &machine.serial {
         files.0.push(path.clone());
     }
-    let mut parts = Parts::start(&tools, machine, &device_socket, &events)?;
-    events.write("vm", "booted");
-    let control = Control::new(parts.qmp.clone());
-    server::serve(listener, control.clone(), events.clone(), machine);
+    let place = Arc::new(Place { tools, machine, device_socket, events: events.clone() });
+    events.write("vmm", "starting");
+    let (before, after) = if restore.is_some() { ("restoring", "restored") } else { ("booting", "booted") };
+    events.write("vm", before);
+    let (mut qemu, mut running) = match &restore {
+        Some(restore) => Running::restore(&place, restore)?,
+        None => Running::boot(&place)?,
+    };
+    events.write("vm", after);
+    let control = Control::new(running.clone());
+    server::serve(listener, control.clone(), events.clone(), &place.machine);
     end_on_signal(signals, control.clone());
     let status = loop {
-        let status = parts.qemu.wait().context("cannot wait for QEMU")?;
+        let status = qemu.wait().context("cannot wait for QEMU")?;
         // A thread reads QEMU's last words; it has them once the channel is closed.
-        if !parts.qmp.is_reset_at_end() || control.is_ending() {
+        if !running.qmp.is_reset_at_end() || control.is_ending() {
             break status;
         }
         // As cloud-hypervisor does, a reboot makes the machine anew: vhost-device-vsock outlives no reset.
         events.write("vm", "rebooting");
-        drop(parts);
-        parts = Parts::start(&tools, machine, &device_socket, &events)?;
-        control.replace(parts.qmp.clone());
+        control.forget();
+        drop(running);
+        (qemu, running) = Running::boot(&place)?;
+        control.replace(running.clone());
         events.write("vm", "rebooted");
     };
     for (source, event) in [("vm", "shutdown"), ("vm", "deleted"), ("vmm", "shutdown")] {
         events.write(source, event);
     }
-    drop(parts);
+    control.forget();
+    drop(running);
     drop(files);
     match status.success() {
         true => Ok(()),
@@ -139,62 +152,62 @@ fn run(machine: &Machine) -> Result<()> {
     }
 }
 
-/// The processes of one boot.
-struct Parts {
-    qemu: Child,
-    qmp: Arc<Qmp>,
-    /// Ends after QEMU, whose device it is.
-    _vsock: Option<Owned>,
-}
+/// The way to the machine, whose programs are others after a reboot.
+#[derive(Clone, Default)]
+struct Control(Arc<Mutex<Controlled>>);
 
-impl Parts {
-    fn start(tools: &Tools, machine: &Machine, device_socket: &Path, events: &Arc<Events>) -> Result<Parts> {
-        let vsock = machine.vsock.as_ref().map(|vsock| start_vsock(tools, vsock, device_socket)).transpose()?;
-        let (qemu, qmp) = start_qemu(tools, machine, device_socket, events)?;
-        Ok(Parts { qemu, qmp, _vsock: vsock })
-    }
+#[derive(Default)]
+struct Controlled {
+    /// Absent while it reboots.
+    running: Option<Arc<Running>>,
+    ending: bool,
 }
-
-/// The way to QEMU, which is another after a reboot.
-#[derive(Clone)]
-struct Control(Arc<Mutex<(Arc<Qmp>, bool)>>);
 
 impl Control {
-    fn new(qmp: Arc<Qmp>) -> Control {
-        Control(Arc::new(Mutex::new((qmp, false))))
+    fn new(running: Arc<Running>) -> Control {
+        Control(Arc::new(Mutex::new(Controlled { running: Some(running), ending: false })))
     }
 
-    fn qmp(&self) -> Arc<Qmp> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    fn inner(&self) -> MutexGuard<'_, Controlled> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn replace(&self, qmp: Arc<Qmp>) {
+    fn running(&self) -> Option<Arc<Running>> {
+        self.inner().running.clone()
+    }
+
+    fn forget(&self) {
+        self.inner().running = None;
+    }
+
+    fn replace(&self, running: Arc<Running>) {
         let ending = {
-            let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            inner.0 = qmp.clone();
-            inner.1
+            let mut inner = self.inner();
+            inner.running = Some(running.clone());
+            inner.ending
         };
         if ending {
-            let _ = qmp.execute("quit");
+            let _ = running.qmp.execute("quit");
         }
     }
 
     /// Ends QEMU; a reboot that is under way comes to nothing.
     fn end(&self) -> Result<()> {
-        let qmp = {
-            let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            inner.1 = true;
-            inner.0.clone()
+        let running = {
+            let mut inner = self.inner();
+            inner.ending = true;
+            inner.running.clone()
         };
-        qmp.execute("quit").map(drop)
+        running.map_or(Ok(()), |running| running.qmp.execute("quit").map(drop))
     }
 
     fn is_ending(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1
+        self.inner().ending
     }
 }
 
-/// Files that go when the emulator ends.
+/// Files that go with their owner.
+#[derive(Debug)]
 struct Files(Vec<PathBuf>);
 
 impl Drop for Files {
@@ -206,6 +219,7 @@ impl Drop for Files {
 }
 
 /// A child that is ended with its owner.
+#[derive(Debug)]
 struct Owned(Child);
 
 impl Drop for Owned {
@@ -215,62 +229,20 @@ impl Drop for Owned {
     }
 }
 
-/// Starts a child that the kernel ends when this process ends, however it does.
-fn spawn(command: &mut Command) -> Result<Child> {
+/// Starts a child that the kernel ends when this process ends, however it does. It inherits the descriptor `keep`.
+fn spawn(command: &mut Command, keep: Option<RawFd>) -> Result<Child> {
     let program = Path::new(command.get_program()).display().to_string();
-    // SAFETY: only one system call runs between fork and exec; it takes no lock and allocates nothing.
+    // SAFETY: only system calls run between fork and exec; they take no lock and allocate nothing. The descriptor is
+    // open as long as its owner, who calls this.
     unsafe {
-        command.pre_exec(|| Ok(set_parent_process_death_signal(Some(RawSignal::KILL))?));
+        command.pre_exec(move || {
+            if let Some(keep) = keep {
+                rustix::io::fcntl_setfd(BorrowedFd::borrow_raw(keep), rustix::io::FdFlags::empty())?;
+            }
+            Ok(set_parent_process_death_signal(Some(RawSignal::KILL))?)
+        });
     }
     command.spawn().with_context(|| format!("cannot run {program}"))
-}
-
-fn start_vsock(tools: &Tools, vsock: &Vsock, device_socket: &Path) -> Result<Owned> {
-    // One that did not end in an orderly way leaves its sockets, and would not bind over them.
-    for former in [device_socket, &vsock.socket] {
-        let _ = std::fs::remove_file(former);
-    }
-    let mut command = Command::new(&tools.vhost_device_vsock);
-    command.arg("--guest-cid").arg(vsock.cid.to_string());
-    command.arg("--socket").arg(device_socket).arg("--uds-path").arg(&vsock.socket);
-    let mut child = Owned(spawn(command.stdin(Stdio::null()).env("RUST_LOG", "error"))?);
-    let end = Instant::now() + CHILD_TIMEOUT;
-    while !device_socket.exists() {
-        if let Some(status) = child.0.try_wait()? {
-            bail!("vhost-device-vsock ended at once ({status})");
-        }
-        if Instant::now() >= end {
-            bail!("vhost-device-vsock made no socket within {} s", CHILD_TIMEOUT.as_secs());
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    Ok(child)
-}
-
-fn start_qemu(
-    tools: &Tools,
-    machine: &Machine,
-    device_socket: &Path,
-    events: &Arc<Events>,
-) -> Result<(Child, Arc<Qmp>)> {
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair().context("cannot make a socket pair")?;
-    let mut command = Command::new(&tools.qemu);
-    command.args(qemu::arguments(machine, device_socket));
-    // The control channel is QEMU's standard input: no socket that another process could open.
-    command.stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
-    let mut child = spawn(&mut command)?;
-    drop(command);
-    match Qmp::connect(ours, events.clone(), CHILD_TIMEOUT) {
-        Ok(qmp) => Ok((child, Arc::new(qmp))),
-        Err(error) => {
-            let _ = child.kill();
-            let status = child.wait();
-            Err(error.context(match status {
-                Ok(status) if status.code().is_some() => format!("QEMU did not start ({status})"),
-                _ => "QEMU did not start".into(),
-            }))
-        }
-    }
 }
 
 /// On SIGTERM QEMU closes its disks and ends; the emulator follows it.

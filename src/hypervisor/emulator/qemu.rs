@@ -12,8 +12,35 @@ const RANDOM: usize = 0x04;
 const PANIC: usize = 0x06;
 const FIRST_SHARE: usize = 0x18;
 
+/// What is not the machine's own in its command line.
+#[derive(Clone, Copy, Debug)]
+pub struct Surroundings<'a> {
+    /// vhost-device-vsock's socket.
+    pub device_socket: &'a Path,
+    /// The descriptor of the guest's memory, which QEMU inherits.
+    pub memory: i32,
+    /// Whether it waits for a snapshot's state. Its vsock device is then plugged in later.
+    pub incoming: bool,
+}
+
+/// The vsock device, on QEMU's command line and where it is plugged in again.
+pub fn vsock_device() -> String {
+    format!("vhost-user-vsock-pci,chardev=vsock,id=vsock-0,addr={VSOCK:#x}")
+}
+
+/// A device of the command line as the arguments of QMP's `device_add`.
+pub fn plug(device: &str) -> serde_json::Value {
+    let mut parts = device.split(',');
+    let driver = parts.next().unwrap_or_default();
+    let mut arguments = serde_json::Map::from_iter([("driver".to_string(), driver.into())]);
+    for (key, value) in parts.filter_map(|part| part.split_once('=')) {
+        arguments.insert(key.to_string(), value.into());
+    }
+    arguments.into()
+}
+
 /// The words after `qemu-system-…`. QMP is on standard input.
-pub fn arguments(machine: &Machine, device_socket: &Path) -> Vec<String> {
+pub fn arguments(machine: &Machine, around: Surroundings) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let mut add = |option: &str, value: String| words.extend([option.to_string(), value]);
     add("-machine", "pc,memory-backend=memory,usb=off,hpet=off".into());
@@ -21,8 +48,9 @@ pub fn arguments(machine: &Machine, device_socket: &Path) -> Vec<String> {
     add("-cpu", "max".into());
     add("-smp", machine.cpus.to_string());
     add("-m", format!("{}B", machine.memory));
-    // vhost-device-vsock maps the guest's memory by this file descriptor.
-    add("-object", format!("memory-backend-memfd,id=memory,size={}B,share=on", machine.memory));
+    // vhost-device-vsock maps the guest's memory by this descriptor, and a snapshot copies it.
+    let memory = format!("memory-backend-file,id=memory,size={}B,share=on", machine.memory);
+    add("-object", format!("{memory},mem-path=/proc/self/fd/{}", around.memory));
     add("-kernel", text(&machine.kernel));
     if let Some(initrd) = &machine.initrd {
         add("-initrd", text(initrd));
@@ -58,9 +86,9 @@ pub fn arguments(machine: &Machine, device_socket: &Path) -> Vec<String> {
             ),
         );
     }
-    if machine.vsock.is_some() {
-        add("-chardev", format!("socket,id=vsock,path={}", escape(&text(device_socket))));
-        add("-device", format!("vhost-user-vsock-pci,chardev=vsock,id=vsock-0,addr={VSOCK:#x}"));
+    if machine.vsock.is_some() && !around.incoming {
+        add("-chardev", format!("socket,id=vsock,path={}", escape(&text(around.device_socket))));
+        add("-device", vsock_device());
     }
     for (index, share) in machine.shares.iter().enumerate() {
         add("-chardev", format!("socket,id=fs{index},path={}", escape(&text(&share.socket))));
@@ -83,6 +111,9 @@ pub fn arguments(machine: &Machine, device_socket: &Path) -> Vec<String> {
     add("-display", "none".into());
     add("-vga", "none".into());
     add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny".into());
+    if around.incoming {
+        words.extend(["-S", "-incoming", "defer"].map(String::from));
+    }
     words.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(String::from));
     words
 }
@@ -103,7 +134,8 @@ mod tests {
 
     #[test]
     fn each_device_is_there_once_and_at_its_own_place() {
-        let words = arguments(&sample(), Path::new("/h/run/web.vhost"));
+        let around = Surroundings { device_socket: Path::new("/h/run/web.vhost"), memory: 9, incoming: false };
+        let words = arguments(&sample(), around);
         let line = words.join(" ");
         for part in [
             "-kernel /h/vmlinuz -initrd /h/initrd -append console=ttyS0 root=/dev/vda rw",
@@ -112,7 +144,7 @@ mod tests {
             "tap,id=net0,ifname=pt-web,script=no",
             "mac=52:54:00:00:00:0b",
             "socket,id=vsock,path=/h/run/web.vhost",
-            "size=536870912B,share=on",
+            "size=536870912B,share=on,mem-path=/proc/self/fd/9",
             "socket,id=fs0,path=/h/run/web.fs0",
             "vhost-user-fs-pci,chardev=fs0,id=fs-0,tag=share0",
             "socket,id=serial,path=/h/run/web.serial,server=on,wait=off",
@@ -125,12 +157,15 @@ mod tests {
         places.sort_unstable();
         places.dedup();
         assert_eq!((count, places.len()), (7, 7), "{places:?}");
+        let waiting = arguments(&sample(), Surroundings { incoming: true, ..around }).join(" ");
+        assert!(waiting.contains("-S -incoming defer") && !waiting.contains("vhost-user-vsock"), "{waiting}");
     }
 
     #[test]
     fn a_comma_in_a_name_starts_no_option() {
         let mut machine = sample();
         machine.disks[0].path = "/h/a,read-only=on".into();
-        assert!(arguments(&machine, Path::new("/s")).join(" ").contains("file.filename=/h/a,,read-only=on"));
+        let around = Surroundings { device_socket: Path::new("/s"), memory: 9, incoming: false };
+        assert!(arguments(&machine, around).join(" ").contains("file.filename=/h/a,,read-only=on"));
     }
 }

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -22,8 +22,18 @@ const MAX_LINE: u64 = 1 << 20;
 pub struct Qmp {
     /// One command at a time: the next id and both ends.
     channel: Mutex<Channel>,
-    paused: Arc<AtomicBool>,
-    reset: Arc<AtomicBool>,
+    seen: Arc<Seen>,
+    version: String,
+}
+
+/// What QEMU told by itself.
+#[derive(Debug, Default)]
+struct Seen {
+    paused: AtomicBool,
+    reset: AtomicBool,
+    /// Events that somebody may wait for, until they are taken.
+    events: Mutex<Vec<Value>>,
+    more: Condvar,
 }
 
 #[derive(Debug)]
@@ -39,17 +49,18 @@ impl Qmp {
     /// # Errors
     /// When QEMU closes the socket or does not answer within `limit`.
     pub fn connect(socket: UnixStream, events: Arc<Events>, limit: Duration) -> Result<Qmp> {
-        let paused = Arc::new(AtomicBool::new(false));
         let (sender, replies) = channel();
         let reader = socket.try_clone().context("cannot duplicate a socket")?;
-        let reset = Arc::<AtomicBool>::default();
-        let seen = (paused.clone(), reset.clone());
-        std::thread::spawn(move || read(reader, &sender, (&seen.0, &seen.1), &events));
+        let seen = Arc::<Seen>::default();
+        let sees = seen.clone();
+        std::thread::spawn(move || read(reader, &sender, &sees, &events));
         let greeting = replies.recv_timeout(limit).context("QEMU says nothing on its control channel")?;
         if greeting.get("QMP").is_none() {
             bail!("QEMU's control channel does not greet");
         }
-        let qmp = Qmp { channel: Mutex::new(Channel { id: 0, writer: socket, replies }), paused, reset };
+        let number = |part: &str| greeting["QMP"]["version"]["qemu"][part].as_u64().unwrap_or(0);
+        let version = format!("{}.{}.{}", number("major"), number("minor"), number("micro"));
+        let qmp = Qmp { channel: Mutex::new(Channel { id: 0, writer: socket, replies }), seen, version };
         qmp.execute("qmp_capabilities")?;
         Ok(qmp)
     }
@@ -59,10 +70,18 @@ impl Qmp {
     /// # Errors
     /// When QEMU refuses, is gone, or takes longer than 20 s.
     pub fn execute(&self, command: &str) -> Result<Value> {
+        self.run(command, json!({}))
+    }
+
+    /// Runs a command.
+    ///
+    /// # Errors
+    /// As for [`Qmp::execute`].
+    pub fn run(&self, command: &str, arguments: Value) -> Result<Value> {
         let mut channel = self.channel.lock().map_err(|_| anyhow!("the control channel is broken"))?;
         channel.id += 1;
         let id = channel.id;
-        let mut line = serde_json::to_vec(&json!({ "execute": command, "id": id }))?;
+        let mut line = serde_json::to_vec(&json!({ "execute": command, "arguments": arguments, "id": id }))?;
         line.push(b'\n');
         channel.writer.write_all(&line).context("QEMU has closed its control channel")?;
         let end = Instant::now() + TIMEOUT;
@@ -87,17 +106,50 @@ impl Qmp {
         if let Ok(channel) = self.channel.lock() {
             while channel.replies.recv_timeout(TIMEOUT).is_ok() {}
         }
-        self.reset.load(Ordering::SeqCst)
+        self.seen.reset.load(Ordering::SeqCst)
     }
 
     /// Whether the processors stand still.
     pub fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::SeqCst)
+        self.seen.paused.load(Ordering::SeqCst)
+    }
+
+    /// QEMU's version, as it greets with it.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Waits for an event of this name for which `take` returns something, from the last [`Qmp::forget`] on.
+    ///
+    /// # Errors
+    /// When it does not come within `limit`.
+    pub fn wait_for<T>(&self, name: &str, limit: Duration, take: impl Fn(&Value) -> Option<T>) -> Result<T> {
+        let end = Instant::now() + limit;
+        let mut events = self.seen.events.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let mut found = events.iter().filter(|event| event["event"] == name);
+            if let Some(value) = found.find_map(|event| take(&event["data"])) {
+                return Ok(value);
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                bail!("QEMU told of no {name} within {} s", limit.as_secs());
+            }
+            events = self.seen.more.wait_timeout(events, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Forgets the events so far.
+    pub fn forget(&self) {
+        self.seen.events.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
+/// The most events that are kept for somebody who waits: a guest causes none of them.
+const MAX_EVENTS: usize = 1000;
+
 /// Sorts QEMU's lines into replies and events until it closes the socket.
-fn read(socket: UnixStream, replies: &Sender<Value>, (paused, reset): (&AtomicBool, &AtomicBool), events: &Events) {
+fn read(socket: UnixStream, replies: &Sender<Value>, seen: &Seen, events: &Events) {
     let mut reader = BufReader::new(socket);
     loop {
         let mut line = Vec::new();
@@ -113,15 +165,24 @@ fn read(socket: UnixStream, replies: &Sender<Value>, (paused, reset): (&AtomicBo
                 }
             }
             Some("STOP") => {
-                paused.store(true, Ordering::SeqCst);
+                seen.paused.store(true, Ordering::SeqCst);
                 events.write("vm", "paused");
             }
             Some("RESUME") => {
-                paused.store(false, Ordering::SeqCst);
+                seen.paused.store(false, Ordering::SeqCst);
                 events.write("vm", "resumed");
             }
-            Some("SHUTDOWN") if message["data"]["reason"] == "guest-reset" => reset.store(true, Ordering::SeqCst),
+            Some("SHUTDOWN") if message["data"]["reason"] == "guest-reset" => {
+                seen.reset.store(true, Ordering::SeqCst);
+            }
             Some("GUEST_PANICKED") => events.write("guest", "panic"),
+            Some("MIGRATION" | "DEVICE_DELETED") => {
+                let mut kept = seen.events.lock().unwrap_or_else(PoisonError::into_inner);
+                if kept.len() < MAX_EVENTS {
+                    kept.push(message);
+                }
+                seen.more.notify_all();
+            }
             Some(_) => {}
         }
     }
@@ -155,11 +216,17 @@ mod tests {
                 "not json\n{\"return\":1,\"id\":99}\n{\"event\":\"STOP\"}\n{\"return\":{\"a\":1},\"id\":ID}",
             );
             answer(&mut reader, &mut writer, r#"{"error":{"class":"G","desc":"no such thing"},"id":ID}"#);
+            writeln!(writer, r#"{{"event":"MIGRATION","data":{{"status":"active"}}}}"#).unwrap();
+            writeln!(writer, r#"{{"event":"MIGRATION","data":{{"status":"completed"}}}}"#).unwrap();
         })
         .unwrap();
         assert_eq!(qmp.execute("stop").unwrap()["a"], 1);
         assert!(qmp.is_paused());
         assert!(qmp.execute("what").unwrap_err().to_string().contains("no such thing"));
+        let completed = |data: &Value| (data["status"] == "completed").then_some(());
+        qmp.wait_for("MIGRATION", Duration::from_secs(5), completed).unwrap();
+        qmp.forget();
+        assert!(qmp.wait_for("MIGRATION", Duration::ZERO, completed).is_err());
         assert!(qmp.execute("more").is_err(), "a closed channel is an error");
     }
 

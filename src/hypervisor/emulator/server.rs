@@ -2,23 +2,29 @@
 
 use std::convert::Infallible;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::Full;
+use anyhow::{Context, Result, ensure};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use smol_hyper::rt::{FuturesIo, SmolTimer};
 
 use super::Control;
 use super::events::Events;
+use super::running::Running;
 use crate::hypervisor::arguments::Machine;
 
 /// How long a client may take to send a request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest body of a request, in bytes.
+const MAX_BODY: usize = 64 << 10;
 
 struct Api {
     control: Control,
@@ -53,8 +59,12 @@ async fn connection(stream: smol::Async<std::os::unix::net::UnixStream>, api: Ar
         let api = api.clone();
         async move {
             let (method, path) = (request.method().clone(), request.uri().path().to_string());
+            let body = match Limited::new(request.into_body(), MAX_BODY).collect().await {
+                Ok(body) => body.to_bytes(),
+                Err(error) => Bytes::from(error.to_string()),
+            };
             // QEMU may take a while: other connections go on meanwhile.
-            let (status, body) = smol::unblock(move || api.answer(&method, &path)).await;
+            let (status, body) = smol::unblock(move || api.answer(&method, &path, &body)).await;
             let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
             let response = Response::builder().status(status).header("content-type", "application/json");
             Ok::<_, Infallible>(response.body(Full::new(body)).unwrap_or_default())
@@ -69,43 +79,58 @@ async fn connection(stream: smol::Async<std::os::unix::net::UnixStream>, api: Ar
 }
 
 impl Api {
-    fn answer(&self, method: &Method, path: &str) -> (StatusCode, Value) {
+    fn answer(&self, method: &Method, path: &str, body: &[u8]) -> (StatusCode, Value) {
         let name = path.strip_prefix("/api/v1/").unwrap_or_default();
         let expected = match name {
             "vmm.ping" | "vm.info" => Method::GET,
-            "vm.power-button" | "vm.pause" | "vm.resume" | "vmm.shutdown" => Method::PUT,
+            "vm.power-button" | "vm.pause" | "vm.resume" | "vm.snapshot" | "vmm.shutdown" => Method::PUT,
             _ => return (StatusCode::NOT_FOUND, json!([format!("no such endpoint: {path}")])),
         };
         if *method != expected {
             return (StatusCode::METHOD_NOT_ALLOWED, json!([format!("{name} takes {expected}")]));
         }
-        let qmp = self.control.qmp();
-        let command = match name {
+        let done = match name {
             "vmm.ping" => return (StatusCode::OK, self.ping()),
             "vm.info" => return (StatusCode::OK, self.info()),
-            "vm.power-button" => "system_powerdown",
-            "vm.pause" if qmp.is_paused() => {
-                return (StatusCode::INTERNAL_SERVER_ERROR, json!(["The VM could not be paused", "It is paused"]));
-            }
-            "vm.resume" if !qmp.is_paused() => {
-                return (StatusCode::INTERNAL_SERVER_ERROR, json!(["The VM could not be resumed", "It is running"]));
-            }
-            "vm.pause" => "stop",
-            "vm.resume" => "cont",
-            _ => "quit",
-        };
-        match command {
-            "stop" => self.events.write("vm", "pausing"),
-            "cont" => self.events.write("vm", "resuming"),
-            _ => {}
-        }
-        let done = match command {
-            "quit" => self.control.end(),
-            _ => qmp.execute(command).map(drop),
+            "vmm.shutdown" => self.control.end(),
+            _ => self.control.running().context("The VM reboots").and_then(|running| self.act(&running, name, body)),
         };
         match done {
             Ok(()) => (StatusCode::NO_CONTENT, Value::Null),
-            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, json!([format!("{error:#}")])),
+            Err(error) => {
+                let chain: Vec<String> = error.chain().map(ToString::to_string).collect();
+                (StatusCode::INTERNAL_SERVER_ERROR, json!(chain))
+            }
+        }
+    }
+
+    fn act(&self, running: &Running, name: &str, body: &[u8]) -> Result<()> {
+        let paused = running.qmp.is_paused();
+        match name {
+            "vm.power-button" => running.qmp.execute("system_powerdown").map(drop),
+            "vm.pause" => {
+                ensure!(!paused, "The VM could not be paused: it is paused");
+                self.events.write("vm", "pausing");
+                running.qmp.execute("stop").map(drop)
+            }
+            "vm.resume" => {
+                ensure!(paused, "The VM could not be resumed: it is running");
+                self.events.write("vm", "resuming");
+                running.resume()
+            }
+            _ => {
+                #[derive(Deserialize)]
+                struct Target {
+                    destination_url: String,
+                }
+                let Target { destination_url } =
+                    serde_json::from_slice(body).context("The snapshot's destination is not understood")?;
+                let directory = destination_url.strip_prefix("file://").context("The destination is no file:// URL")?;
+                self.events.write("vm", "snapshotting");
+                running.snapshot(Path::new(directory)).context("The VM could not be snapshotted")?;
+                self.events.write("vm", "snapshotted");
+                Ok(())
+            }
         }
     }
 
@@ -124,7 +149,7 @@ impl Api {
                 "cpus": { "boot_vcpus": self.cpus, "max_vcpus": self.cpus },
                 "memory": { "size": self.memory },
             },
-            "state": if self.control.qmp().is_paused() { "Paused" } else { "Running" },
+            "state": if self.control.running().is_some_and(|vm| vm.qmp.is_paused()) { "Paused" } else { "Running" },
             "memory_actual_size": self.memory,
         })
     }

@@ -7,11 +7,11 @@ use super::{Context, StartOptions, unix_now};
 use crate::disk::qcow2;
 use crate::failpoint::reach;
 use crate::image::{Image, Store};
-use crate::protocol::address::{FIRST_CID, Mac, tap_name};
+use crate::protocol::address::{FIRST_CID, Mac, Subnet, tap_name};
 use crate::vm::home::free_space;
 use crate::vm::machine::Event;
 use crate::vm::settings::show_size;
-use crate::vm::state::{ImageId, SCHEMA, Status, Vm, with_new_id};
+use crate::vm::state::{ImageId, Restart, SCHEMA, Status, Vm, with_new_id};
 use crate::vm::{Hint, daemon, files};
 
 /// A disk can grow only as long as its host has room; less than this and no VM is made.
@@ -49,38 +49,16 @@ pub(super) fn create(context: &Context, name: &str, options: &StartOptions, daem
         ))
         .hint("free some space, or set PUTER_HOME to a larger file system");
     }
-    let subnet = daemon.status()?.subnet;
-    let taken = daemon.taps()?.into_iter().filter(|tap| tap.vm != name).map(|tap| tap.id).collect();
-    let mut vm = with_new_id(context.home, subnet, &taken, |id| {
-        let vm = Vm {
-            schema: SCHEMA,
-            name: name.to_string(),
-            id,
-            status: Status::Creating,
-            process: None,
-            mac: Mac::of_id(id),
-            ip: subnet.address(id).context("the id has no address")?,
-            tap: tap_name(name),
-            cid: id + FIRST_CID,
-            image: ImageId { reference: image.reference.to_string(), digest: image.digest.to_string() },
-            overlay: overlay.clone(),
-            cpus: context.settings.cpus,
-            memory: context.settings.memory,
-            disk,
-            instance: random_hex()?,
-            machine_id: random_hex()?,
-            created: unix_now(),
-            started: None,
-            hypervisor: None,
+    let mut vm = reserve(context, name, daemon, |id, subnet| {
+        let image = ImageId { reference: image.reference.to_string(), digest: image.digest.to_string() };
+        let (cpus, memory) = (context.settings.cpus, context.settings.memory);
+        let vm = new_vm(context, name, id, subnet, NewVm { image, cpus, memory, disk })?;
+        Ok(Vm {
             mounts: options.mounts.clone().unwrap_or_default(),
             restart: options.restart.unwrap_or_default(),
             autostart: options.autostart.unwrap_or_default(),
-            exit: None,
-            retry: None,
-        };
-        vm.save(context.home)?;
-        reach("create: id reserved");
-        Ok(vm)
+            ..vm
+        })
     })?;
     let made = context.step(name, &format!("disk of {}", show_size(disk)), || {
         // A leftover of a command that was killed before it wrote a state: nothing refers to it.
@@ -98,6 +76,64 @@ pub(super) fn create(context: &Context, name: &str, options: &StartOptions, daem
         return Err(error);
     }
     Ok(vm)
+}
+
+/// What a new VM is made of.
+pub(super) struct NewVm {
+    pub image: ImageId,
+    pub cpus: u32,
+    /// Bytes.
+    pub memory: u64,
+    /// Bytes.
+    pub disk: u64,
+}
+
+/// A VM that is being made, with all that follows from its id.
+pub(super) fn new_vm(context: &Context, name: &str, id: u32, subnet: Subnet, what: NewVm) -> Result<Vm> {
+    Ok(Vm {
+        schema: SCHEMA,
+        name: name.to_string(),
+        id,
+        status: Status::Creating,
+        process: None,
+        mac: Mac::of_id(id),
+        ip: subnet.address(id).context("the id has no address")?,
+        tap: tap_name(name),
+        cid: id + FIRST_CID,
+        image: what.image,
+        overlay: context.home.overlay(name),
+        cpus: what.cpus,
+        memory: what.memory,
+        disk: what.disk,
+        instance: random_hex()?,
+        machine_id: random_hex()?,
+        created: unix_now(),
+        started: None,
+        hypervisor: None,
+        mounts: Vec::new(),
+        restart: Restart::No,
+        autostart: false,
+        exit: None,
+        retry: None,
+        head: None,
+    })
+}
+
+/// Chooses an id, and writes the new VM's state down with it.
+pub(super) fn reserve(
+    context: &Context,
+    name: &str,
+    daemon: &daemon::Client,
+    make: impl FnOnce(u32, Subnet) -> Result<Vm>,
+) -> Result<Vm> {
+    let subnet = daemon.status()?.subnet;
+    let taken = daemon.taps()?.into_iter().filter(|tap| tap.vm != name).map(|tap| tap.id).collect();
+    with_new_id(context.home, subnet, &taken, |id| {
+        let vm = make(id, subnet)?;
+        vm.save(context.home)?;
+        reach("create: id reserved");
+        Ok(vm)
+    })
 }
 
 /// 32 hexadecimal digits.

@@ -11,7 +11,6 @@ use base64::Engine;
 use super::Context;
 use crate::failpoint::{self, reach};
 use crate::hypervisor::process;
-use crate::protocol::address::Mac;
 use crate::protocol::agent::{Configure, Configured, Identity};
 use crate::vm::agent::{Agent, printable};
 use crate::vm::home::Home;
@@ -22,6 +21,9 @@ use crate::watch;
 
 /// Pause between two attempts to reach an agent that has not told that it is there.
 const AGENT_RETRY: Duration = Duration::from_secs(3);
+/// The first of these pauses where the agent is there from the beginning, in a machine that was restored; each is twice
+/// as long as the one before.
+const RESTORED_RETRY: Duration = Duration::from_millis(2);
 /// How long one attempt to reach the agent may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// `configure` runs `netplan apply` and makes host keys; under emulation that takes a while.
@@ -59,18 +61,20 @@ impl Drop for Knock {
     }
 }
 
-/// Waits for the agent, configures the guest and saves that it runs.
+/// Waits for the agent, configures the guest and saves that it runs. A machine that was `restored` remembers an earlier
+/// time, and perhaps that it was another machine.
 ///
 /// # Errors
 /// When the machine ends, the agent does not come in time, or it refuses.
-pub fn meet_agent(context: &Context, vm: &mut Vm, knock: &Knock) -> Result<()> {
+pub fn meet_agent(context: &Context, vm: &mut Vm, knock: &Knock, restored: bool) -> Result<()> {
     let home = context.home;
     let name = vm.name.clone();
-    let mut agent = context.step(&name, "boot", || wait_for_agent(context, vm, knock))?;
+    let step = if restored { "agent" } else { "boot" };
+    let mut agent = context.step(&name, step, || wait_for_agent(context, vm, knock, restored))?;
     reach("start: agent met");
     let configured = context.step(&name, "configure", || {
         agent
-            .configure(configuration(context, vm)?, CONFIGURE_TIMEOUT)
+            .configure(configuration(context, vm, restored)?, CONFIGURE_TIMEOUT)
             .with_context(|| format!("cannot configure '{name}'"))
     })?;
     reach("start: guest configured");
@@ -94,7 +98,7 @@ fn accept(context: &Context, vm: &Vm, configured: &Configured) -> Result<()> {
     key::remember_host(context.home, &vm.name, &configured.host_keys)
 }
 
-fn wait_for_agent(context: &Context, vm: &Vm, knock: &Knock) -> Result<Agent> {
+fn wait_for_agent(context: &Context, vm: &Vm, knock: &Knock, restored: bool) -> Result<Agent> {
     let home = context.home;
     let limit = context.settings.start_timeout;
     let began = Instant::now();
@@ -107,6 +111,7 @@ fn wait_for_agent(context: &Context, vm: &Vm, knock: &Knock) -> Result<Agent> {
     let held = vm.process.and_then(|id| process::hold(id.pid, id.start_time)).ok_or_else(ended)?;
     // An agent that came before anybody listened, or does not know how to tell, is asked now and then.
     let mut ask_at = Duration::ZERO;
+    let mut pause = if restored { RESTORED_RETRY } else { AGENT_RETRY };
     let mut last = anyhow!("it has not come up");
     loop {
         cancel::check()?;
@@ -125,7 +130,8 @@ fn wait_for_agent(context: &Context, vm: &Vm, knock: &Knock) -> Result<Agent> {
                 Ok(agent) => return Ok(agent),
                 Err(error) => last = error,
             }
-            ask_at = began.elapsed() + AGENT_RETRY;
+            ask_at = began.elapsed() + pause;
+            pause = (pause * 2).min(AGENT_RETRY);
         }
         // Short turns, so that Ctrl-C is heard.
         let left = ask_at.saturating_sub(began.elapsed()).min(Duration::from_millis(200));
@@ -136,16 +142,18 @@ fn wait_for_agent(context: &Context, vm: &Vm, knock: &Knock) -> Result<Agent> {
     }
 }
 
-fn configuration(context: &Context, vm: &Vm) -> Result<Configure> {
+fn configuration(context: &Context, vm: &Vm, restored: bool) -> Result<Configure> {
     let mut seed = [0; 64];
     random(&mut seed)?;
     let time = SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|d| u64::try_from(d.as_nanos()).ok());
     Ok(Configure {
         hostname: vm.name.clone(),
         mac: vm.mac.to_string(),
-        netplan: netplan(vm.mac),
+        netplan: NETPLAN.into(),
         ssh_keys: vec![key::public(context.home)?],
         user: String::new(),
+        address: vm.ip.to_string(),
+        restored,
         time,
         mounts: vm
             .mounts
@@ -170,13 +178,19 @@ pub fn share_tag(number: usize) -> String {
     format!("puter{number}")
 }
 
-/// The guest's network: the link with our MAC, by DHCP; the MAC as the client's identity, so that a clone with an old
-/// DUID gets its own address.
-fn netplan(mac: Mac) -> String {
-    format!(
-        "network:\n  version: 2\n  renderer: networkd\n  ethernets:\n    puter:\n      match:\n        macaddress: \"{mac}\"\n      dhcp4: true\n      dhcp-identifier: mac\n"
-    )
-}
+/// The guest's network: its link by DHCP, with the MAC as the client's identity, so that a clone with an old DUID gets
+/// its own address. The link is named by its driver and not by its MAC, which a clone changes while it runs: so the file
+/// stays the same, and nothing needs to be applied again.
+const NETPLAN: &str = "network:
+  version: 2
+  renderer: networkd
+  ethernets:
+    puter:
+      match:
+        driver: virtio_net
+      dhcp4: true
+      dhcp-identifier: mac
+";
 
 /// Adds the last lines of a log to an error.
 pub fn with_log(error: anyhow::Error, log: &Path, title: &str) -> anyhow::Error {

@@ -1,8 +1,10 @@
-//! What the commands do to a VM: start, stop and delete, each under the VM's own lock.
+//! What the commands do to a VM: start, stop, delete, snapshot, restore and clone, each under the VM's own lock.
 
 mod create;
 mod delete;
 mod meet;
+mod restore;
+mod snapshot;
 mod start;
 mod stop;
 
@@ -11,6 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 pub use delete::delete;
+pub use restore::{RestoreOptions, Restored, clone, clone_check, clone_source, clones_made, restore};
+pub use snapshot::{SnapshotOptions, Taken, snapshot, watch_over};
 pub use start::{StartOptions, Started, change, finish, restart, start};
 pub use stop::{Stopped, stop};
 

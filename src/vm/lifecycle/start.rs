@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use super::create::create;
 use super::meet::{Knock, meet_agent, share_tag, with_log};
-use super::{Context, MOST_SHARES, delete, stop, unix_now};
+use super::{Context, MOST_SHARES, delete, snapshot, stop, unix_now};
 use crate::disk::qcow2;
 use crate::failpoint::reach;
 use crate::hypervisor::virtiofs::Server;
@@ -69,6 +69,7 @@ pub fn start(context: &Context, name: &str, options: &StartOptions) -> Result<St
 pub fn restart(context: &Context, name: &str, timeout: Duration, force: bool) -> Result<Started> {
     context.locked(name, || {
         let mut vm = ready_for(context.home, name, Command::Restart)?;
+        snapshot::thaw(context, &mut vm)?;
         if vm.state().decide(Command::Restart) == Action::EndAndBoot {
             stop::end(context, &mut vm, timeout, force)?;
         }
@@ -80,6 +81,9 @@ fn start_locked(context: &Context, name: &str, options: &StartOptions) -> Result
     let began = Instant::now();
     context.home.check_sockets(name)?;
     let mut found = Vm::load(context.home, name)?;
+    if let Some(vm) = &mut found {
+        snapshot::thaw(context, vm)?;
+    }
     let state = found.as_ref().map_or(State::Absent, Vm::state);
     reach("start: locked");
     if let Some(due) = options.retry {
@@ -104,7 +108,7 @@ fn start_locked(context: &Context, name: &str, options: &StartOptions) -> Result
             context.observer.note(name, "a start of it was broken off; going on from there");
             check_same(vm, options)?;
             let mut vm = vm.clone();
-            meet_agent(context, &mut vm, &Knock::listen(context.home, name)?)?;
+            meet_agent(context, &mut vm, &Knock::listen(context.home, name)?, false)?;
             return Ok(Started { vm, took: began.elapsed(), created: false });
         }
         (Action::EndAndBoot, Some(vm)) => {
@@ -173,7 +177,7 @@ pub fn finish(context: &Context, name: &str) -> Result<Vm> {
     context.locked(name, || {
         let mut vm = existing(context.home, name)?;
         if vm.state() == State::Starting {
-            meet_agent(context, &mut vm, &Knock::listen(context.home, name)?)?;
+            meet_agent(context, &mut vm, &Knock::listen(context.home, name)?, false)?;
         }
         Ok(vm)
     })
@@ -255,7 +259,7 @@ pub(super) fn resources(vm: &mut Vm, options: &StartOptions) -> Result<()> {
 }
 
 /// The VM's kernel and initrd: those that `init` installed for the image it chose, for another image its own.
-fn boot_files(context: &Context, vm: &Vm) -> Result<(PathBuf, Option<PathBuf>)> {
+pub(super) fn boot_files(context: &Context, vm: &Vm) -> Result<(PathBuf, Option<PathBuf>)> {
     if crate::vm::init::default_digest(context.home).as_deref() != Some(&vm.image.digest) {
         let digest = vm.image.digest.parse().map_err(|why| anyhow!("{why}"))?;
         let image = Store::open(&context.home.images())?.by_digest(&digest, None)?;
@@ -285,21 +289,7 @@ fn run(
     let name = vm.name.clone();
     check_disk(vm)?;
     let shares = shares(context, vm)?;
-    let request = TapRequest { vm: name.clone(), id: vm.id, isolated: false };
-    let tap = context.step(&name, "network", || daemon.ensure_tap(&request)).map_err(|error| {
-        match error.downcast_ref::<Refused>() {
-            Some(refused) if refused.status == 409 => error.context(format!("cannot connect '{name}' to the network")),
-            _ => error,
-        }
-    })?;
-    ensure!(
-        tap.mac == vm.mac && tap.ip == vm.ip,
-        "puterd gives '{name}' the address {}, its state says {}: the subnet has changed; delete and make the VM again",
-        tap.ip,
-        vm.ip
-    );
-    vm.tap = tap.name;
-
+    connect(context, vm, daemon)?;
     let machine = Machine {
         cpus: vm.cpus,
         memory: vm.memory,
@@ -315,14 +305,59 @@ fn run(
         events: Some(home.events(&name)),
     };
     reach("start: network made");
-    context.end_strays(&name);
-    let log = home.hypervisor_log(&name);
-    for former in home.volatile(&name).into_iter().chain([home.console_log(&name), home.former_console_log(&name)]) {
+    clean(context, &name)?;
+    let knock = Knock::listen(home, &name)?;
+    let launch = hypervisor::Launch::new(kind, &machine, &home.hypervisor_log(&name))?;
+    bring_up(context, vm, kind, launch, shares)?;
+    if no_wait {
+        drop(knock);
+        return finish_in_background(&name, home.root());
+    }
+    meet_agent(context, vm, &knock, false)
+}
+
+/// Has puterd make the VM's TAP.
+pub(super) fn connect(context: &Context, vm: &mut Vm, daemon: &daemon::Client) -> Result<()> {
+    let name = vm.name.clone();
+    let request = TapRequest { vm: name.clone(), id: vm.id, isolated: false };
+    let tap = context.step(&name, "network", || daemon.ensure_tap(&request)).map_err(|error| {
+        match error.downcast_ref::<Refused>() {
+            Some(refused) if refused.status == 409 => error.context(format!("cannot connect '{name}' to the network")),
+            _ => error,
+        }
+    })?;
+    ensure!(
+        tap.mac == vm.mac && tap.ip == vm.ip,
+        "puterd gives '{name}' the address {}, its state says {}: the subnet has changed; delete and make the VM again",
+        tap.ip,
+        vm.ip
+    );
+    vm.tap = tap.name;
+    Ok(())
+}
+
+/// Removes what a former run left.
+pub(super) fn clean(context: &Context, name: &str) -> Result<()> {
+    let home = context.home;
+    context.end_strays(name);
+    for former in home.volatile(name).into_iter().chain([home.console_log(name), home.former_console_log(name)]) {
         files::remove(&former)?;
     }
-    let knock = Knock::listen(home, &name)?;
+    Ok(())
+}
+
+/// Starts the hypervisor under a monitor, and waits until the machine runs.
+pub(super) fn bring_up(
+    context: &Context,
+    vm: &mut Vm,
+    kind: &Kind,
+    launch: hypervisor::Launch,
+    shares: Vec<Server>,
+) -> Result<()> {
+    let home = context.home;
+    let name = vm.name.clone();
+    let log = home.hypervisor_log(&name);
     context.step(&name, kind.name(), || {
-        let launch = hypervisor::Launch::new(kind, &machine, &log)?;
         let monitored = monitor::launch(home, &name, launch, shares)?;
         reach("start: hypervisor launched");
         let id = monitored.hypervisor;
@@ -340,11 +375,7 @@ fn run(
             .map_err(|error| with_log(error, &log, "the hypervisor's last lines"))
     })?;
     reach("start: machine boots");
-    if no_wait {
-        drop(knock);
-        return finish_in_background(&name, home.root());
-    }
-    meet_agent(context, vm, &knock)
+    Ok(())
 }
 
 /// The programs that serve the VM's shared directories.
@@ -360,7 +391,7 @@ fn shares(context: &Context, vm: &Vm) -> Result<Vec<Server>> {
 }
 
 /// Checks that the overlay and what it stands on are still there and what the state says.
-fn check_disk(vm: &Vm) -> Result<()> {
+pub(super) fn check_disk(vm: &Vm) -> Result<()> {
     let header = qcow2::read_header(&vm.overlay)?;
     ensure!(
         header.size == vm.disk,
@@ -390,7 +421,7 @@ fn finish_in_background(name: &str, home: &Path) -> Result<()> {
 }
 
 /// Puts back what a failed start made. Nothing here may hide the first error.
-fn undo(context: &Context, vm: &Vm, mut former: Vm, daemon: &daemon::Client, created: bool) {
+pub(super) fn undo(context: &Context, vm: &Vm, mut former: Vm, daemon: &daemon::Client, created: bool) {
     let home = context.home;
     context.end(vm.process);
     let _ = daemon.delete_tap(&vm.name);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::Context;
+use super::{Context, snapshot};
 use crate::failpoint::reach;
 use crate::hypervisor::{self, process};
 use crate::vm::machine::{Action, Command, Event, State};
@@ -35,6 +35,9 @@ pub fn stop(context: &Context, name: &str, timeout: Duration, force: bool) -> Re
 
 fn stop_locked(context: &Context, name: &str, timeout: Duration, force: bool) -> Result<Stopped> {
     let mut vm = existing(context.home, name)?;
+    if !force {
+        snapshot::thaw(context, &mut vm)?;
+    }
     end(context, &mut vm, timeout, force)
 }
 
@@ -45,7 +48,7 @@ pub(super) fn end(context: &Context, vm: &mut Vm, timeout: Duration, force: bool
     let state = vm.state();
     let id = match (state.decide(Command::Stop), vm.process) {
         (Action::Refuse(why), _) => return Err(refusal(&name, state, why)),
-        (Action::End, Some(id)) => id,
+        (Action::End | Action::Resume, Some(id)) => id,
         _ => {
             vm.retry = None;
             clear(context, vm);

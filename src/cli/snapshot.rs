@@ -1,0 +1,103 @@
+//! `puter snapshot`, and `puter snapshot delete`.
+
+use anyhow::Result;
+use argh::{ArgsInfo, FromArgs};
+use serde_json::json;
+
+use super::{each, output, with_context};
+use crate::vm::home::Home;
+use crate::vm::lifecycle::{self, SnapshotOptions, Taken};
+use crate::vm::settings::show_size;
+use crate::vm::snapshots::{self, Reference, Snapshot as Kept};
+
+/// Take snapshots of VMs: memory, processors and disk of one instant, of a stopped VM the disk. The VMs go on.
+///
+/// `puter snapshot delete VM@SNAPSHOT` deletes one; `puter snapshots` lists them.
+#[derive(ArgsInfo, FromArgs)]
+#[argh(subcommand, name = "snapshot")]
+pub struct Snapshot {
+    /// names of the VMs
+    #[argh(positional, arg_name = "name")]
+    names: Vec<String>,
+    /// what to call the snapshot (default: the time, such as 20261231-235959)
+    #[argh(option)]
+    name: Option<String>,
+    /// no memory: the disk as if the VM had lost its power
+    #[argh(switch)]
+    disk_only: bool,
+    /// print JSON
+    #[argh(switch)]
+    json: bool,
+}
+
+/// Delete snapshots. One on which a clone's disk stands stays.
+#[derive(ArgsInfo, FromArgs)]
+pub struct SnapshotDelete {
+    /// snapshots, as VM@SNAPSHOT
+    #[argh(positional, arg_name = "snapshot")]
+    snapshots: Vec<String>,
+}
+
+/// A snapshot as JSON.
+pub fn shown(home: &Home, snapshot: &Kept, users: &[snapshots::User]) -> serde_json::Value {
+    let (memory, size) = snapshot.used(home);
+    json!({
+        "vm": snapshot.origin.vm,
+        "id": snapshot.origin.id,
+        "name": snapshot.name,
+        "created": snapshot.created,
+        "automatic": snapshot.automatic,
+        "has_memory": snapshot.memory.is_some(),
+        "memory_used": memory,
+        "used": size,
+        "paused": snapshot.paused,
+        "parent": snapshot.parent.as_ref().map(ToString::to_string),
+        "used_by": users.iter().map(|user| match user {
+            snapshots::User::Vm(name) => name.clone(),
+            snapshots::User::Snapshot(origin) => origin.to_string(),
+        }).collect::<Vec<_>>(),
+        "directory": snapshot.directory(home),
+    })
+}
+
+impl Snapshot {
+    pub fn run(self) -> Result<()> {
+        with_context(|context| {
+            let options = SnapshotOptions { name: self.name.clone(), disk_only: self.disk_only, automatic: false };
+            let taken = each(&self.names, |name| {
+                let taken = lifecycle::snapshot(context, name, &options)?;
+                if !self.json {
+                    output::print(&line(context.home, &taken));
+                }
+                Ok(taken)
+            })?;
+            if self.json {
+                let all: Vec<_> = taken.iter().map(|taken| shown(context.home, &taken.snapshot, &[])).collect();
+                output::print_json(&all)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+fn line(home: &Home, taken: &Taken) -> String {
+    let snapshot = &taken.snapshot;
+    let (_, used) = snapshot.used(home);
+    let what = if snapshot.memory.is_some() { "" } else { "of the disk " };
+    let paused = snapshot.paused.map_or(String::new(), |paused| format!(", paused for {paused:.3} s"));
+    let name = snapshot.name.as_ref().map_or(String::new(), |name| format!(" '{name}'"));
+    format!("{}{name} taken {what}({}{paused})", snapshot.origin, show_size(used))
+}
+
+impl SnapshotDelete {
+    pub fn run(self) -> Result<()> {
+        let home = Home::from_env()?;
+        each(&self.snapshots, |text| {
+            let reference: Reference = text.parse().map_err(|why: String| anyhow::anyhow!(why))?;
+            let origin = snapshots::delete(&home, &reference)?;
+            output::print(&format!("{origin} deleted"));
+            Ok(())
+        })?;
+        Ok(())
+    }
+}

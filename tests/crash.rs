@@ -150,8 +150,10 @@ fn a_stop_or_delete_that_is_killed_at_any_step_is_mended_by_the_next_command() {
 fn kill_others_at_each_step(victims: &[&str]) {
     let host = host();
     for (words, before) in CASES {
-        for point in points(&host, words, before) {
-            for victim in victims {
+        for (number, point) in points(&host, words, before).into_iter().enumerate() {
+            // The first at each step; the others, which end with it or it with them, at every third.
+            let chosen = victims.iter().enumerate().filter(|(index, _)| *index == 0 || number % 3 == 0);
+            for (_, victim) in chosen {
                 let what = format!("{words:?} of a VM {before:?}, {victim} killed at '{point}'");
                 prepare(&host, before);
                 let mut command = host.world.command_with(&[("PUTER_PAUSE_POINT", &point)], "puter");
@@ -256,4 +258,134 @@ fn a_disk_that_refuses_any_write_is_told_and_loses_nothing() {
     }
     mend(&host, "at the end");
     nothing_left(&host);
+}
+
+/// Commands on snapshots, with one taken of the VM under the name `kept`.
+const SNAPSHOT_CASES: [(&[&str], Before); 6] = [
+    (&["snapshot", "web", "--name", "more"], Before::Running),
+    (&["snapshot", "web", "--name", "more"], Before::Stopped),
+    (&["restore", "--force", "web", "kept"], Before::Running),
+    (&["clone", "web@kept", "new"], Before::Running),
+    (&["clone", "web", "new"], Before::Running),
+    (&["snapshot", "delete", "web@more"], Before::Running),
+];
+
+/// As [`prepare`], with the snapshot `kept` alone, no clone, and `more` where that is to be deleted.
+fn prepare_snapshots(host: &Host, words: &[&str], before: Before) {
+    if host.json(&["list", "--json"]).as_array().unwrap().iter().any(|vm| vm["name"] == "new") {
+        host.ok(&["delete", "--force", "new"]);
+    }
+    for snapshot in host.json(&["snapshots", "--json"]).as_array().unwrap() {
+        // An automatic one whose command was killed goes with the next snapshot.
+        if snapshot["name"] != "kept" && snapshot["automatic"] == false {
+            host.ok(&["snapshot", "delete", &format!("web@{}", snapshot["id"].as_str().unwrap())]);
+        }
+    }
+    prepare(host, before);
+    if host.json(&["snapshots", "--json"]).as_array().unwrap().is_empty() {
+        host.ok(&["snapshot", "web", "--name", "kept"]);
+    }
+    if words[1] == "delete" {
+        host.ok(&["snapshot", "web", "--disk-only", "--name", "more"]);
+    }
+}
+
+/// What holds after whatever happened to a command on snapshots: the source runs as it did, or does so after a start;
+/// what is listed is whole; and a clone of the snapshot is made in the place of what there may be.
+fn mend_snapshots(host: &Host, words: &[&str], before: Before, what: &str) {
+    // Nobody has to do anything for a machine that stood still.
+    if matches!(before, Before::Running) && words[0] != "restore" {
+        host.until(LIMIT, || status(host) == "running");
+        assert_eq!(host.ok(&["exec", "web", "--", "/bin/busybox", "hostname"]), "web", "{what}");
+    }
+    let list = host.json(&["list", "--json"]);
+    let new = list.as_array().unwrap().iter().any(|vm| vm["name"] == "new");
+    if words[0] == "clone" {
+        if new && list[1]["status"] != "running" {
+            host.ok(&["start", "new", "--memory", "256M"]);
+        } else if !new {
+            host.ok(&["clone", "web@kept", "new"]);
+        }
+        assert_eq!(host.ok(&["exec", "new", "--", "/bin/busybox", "hostname"]), "new", "{what}");
+        host.ok(&["delete", "--force", "new"]);
+    } else if status(host) != "running" {
+        host.ok(START);
+    }
+    assert_eq!(host.ok(&["exec", "web", "--", "/bin/busybox", "hostname"]), "web", "{what}");
+    assert_eq!(host.taps(), ["pt-web"], "{what}");
+    // Every snapshot that is listed can be used, and nothing lies about.
+    let kept = host.json(&["snapshots", "--json"]);
+    assert!(kept.as_array().unwrap().len() <= 3, "{what}: {kept}");
+    assert!(kept.as_array().unwrap().iter().any(|snapshot| snapshot["name"] == "kept"), "{what}: {kept}");
+    for snapshot in kept.as_array().unwrap() {
+        let directory = std::path::Path::new(snapshot["directory"].as_str().unwrap());
+        assert!(directory.join("disk.qcow2").is_file(), "{what}: {snapshot}");
+        let memory = directory.join("memory-ranges").is_file();
+        assert_eq!(snapshot["has_memory"].as_bool(), Some(memory), "{what}: {snapshot}");
+    }
+    host.until(LIMIT, || host.processes("qemu-system").len() == 1 && host.processes("__thaw").is_empty());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_command_on_snapshots_that_is_killed_at_any_step_is_mended_by_the_next() {
+    let host = host();
+    for (words, before) in SNAPSHOT_CASES {
+        prepare_snapshots(&host, words, before);
+        let log = host.world.dir().join("home/points");
+        let _ = std::fs::remove_file(&log);
+        let output = run(&host, &[("PUTER_FAIL_POINTS_LOG", log.to_str().unwrap())], words);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let mut seen = BTreeSet::new();
+        let all = std::fs::read_to_string(&log).unwrap();
+        let own = ["snapshot", "restore", "clone"];
+        // Those of a start are killed by its own test.
+        let points =
+            all.lines().filter(|point| own.iter().any(|own| point.starts_with(own)) || point.contains("launched"));
+        let points: Vec<&str> = points.filter(|point| seen.insert(point.to_string())).collect();
+        assert!(!points.is_empty());
+        for point in points {
+            let what = format!("{words:?} of a VM {before:?}, killed at '{point}'");
+            eprintln!("{what}");
+            prepare_snapshots(&host, words, before);
+            let output = run(&host, &[("PUTER_FAIL_POINT", point)], words);
+            assert_eq!(output.status.signal(), Some(9), "{what}: {}", text(&output.stderr));
+            mend_snapshots(&host, words, before, &what);
+        }
+    }
+    prepare_snapshots(&host, SNAPSHOT_CASES[0].0, Before::Running);
+    host.ok(&["delete", "--force", "--snapshots", "web"]);
+    host.until(LIMIT, || host.processes("puter-monitor").is_empty());
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+    assert!(!host.world.home().join("snapshot/web").exists());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_disk_that_refuses_any_write_of_a_snapshot_or_clone_loses_nothing() {
+    let host = host();
+    let why = "No space left on device";
+    for (words, before) in SNAPSHOT_CASES.into_iter().filter(|(words, _)| words[1] != "delete") {
+        for first in 1.. {
+            let what = format!("{words:?} of a VM {before:?}, from write {first} on");
+            prepare_snapshots(&host, words, before);
+            let count = || host.json(&["snapshots", "--json"]).as_array().unwrap().len();
+            let snapshots = count();
+            let output = run(&host, &[("PUTER_FAIL_WRITES", &format!("{first}:28"))], words);
+            let said = text(&output.stderr);
+            eprintln!("{what}: {} {}", output.status, said.trim().replace('\n', " | "));
+            if !said.contains(why) {
+                assert!(output.status.success(), "{what}: {said}");
+                break;
+            }
+            // A note that the state is not written down is no failure: the snapshot is there.
+            if !output.status.success() {
+                assert_eq!((output.status.code(), count()), (Some(1), snapshots), "{what}: {said}");
+                let list = host.json(&["list", "--json"]);
+                assert_eq!(list.as_array().unwrap().len(), 1, "{what}: {list}");
+            }
+            mend_snapshots(&host, words, before, &what);
+        }
+    }
+    prepare_snapshots(&host, SNAPSHOT_CASES[0].0, Before::Running);
 }

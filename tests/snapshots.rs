@@ -366,6 +366,92 @@ fn a_snapshot_that_is_damaged_or_of_elsewhere_is_found_out_before_anything_is_lo
     delete_all(&host, &["web"]);
 }
 
+/// Where the file system shares blocks, a snapshot of a large disk and ten clones of it take next to nothing.
+#[test]
+#[ignore = "needs root"]
+fn a_disk_is_shared_where_the_file_system_can() {
+    let host = Host::new();
+    host.xfs_home(2 << 30);
+    ready(&host);
+    host.ok(&["start", "web", "--memory", "256M"]);
+    sh(&host, "web", "busybox dd if=/dev/urandom of=/root/large bs=1M count=300 2>/dev/null; busybox sync");
+    let sum = sh(&host, "web", "busybox md5sum /root/large");
+    host.ok(&["stop", "web"]);
+    let free = || -> u64 {
+        let mut command = host.world.root("stat");
+        let told = xtask::shell::output(command.args(["-f", "-c", "%a %S"]).arg(host.world.home())).unwrap();
+        let (blocks, size) = told.split_once(' ').unwrap();
+        blocks.parse::<u64>().unwrap() * size.parse::<u64>().unwrap()
+    };
+    let before = free();
+    host.ok(&["snapshot", "web", "--name", "large"]);
+    let names: Vec<String> = (0..10).map(|number| format!("c{number}")).collect();
+    let mut words = vec!["clone", "web@large"];
+    words.extend(names.iter().map(String::as_str));
+    host.ok(&words);
+    host.ok(&["restore", "web", "large"]);
+    let taken = before.saturating_sub(free());
+    assert!(taken < 16 << 20, "{taken} bytes for a snapshot of 300 MB, ten clones and a restore");
+    host.ok(&["start", "c9"]);
+    assert_eq!(sh(&host, "c9", "busybox md5sum /root/large"), sum);
+    host.ok(&["delete", "--force", "c9"]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn branches_are_a_tree_and_their_files_can_be_compared() {
+    let host = host();
+    host.ok(&["start", "web", "--memory", "256M"]);
+    sh(&host, "web", "echo old >/root/changed; echo x >/root/gone; busybox mkdir -p /root/d; busybox sync");
+    host.ok(&["snapshot", "web", "--name", "first"]);
+    let change = "echo longer >/root/changed; busybox rm /root/gone; echo new >/root/d/new; \
+                  busybox ln -s d /root/link; busybox chmod 700 /root/d; busybox sync";
+    sh(&host, "web", change);
+    host.ok(&["snapshot", "web", "--name", "second"]);
+    host.ok(&["restore", "--force", "web", "first"]);
+    host.ok(&["snapshot", "web", "--disk-only", "--name", "other"]);
+    host.ok(&["clone", "web@second", "new"]);
+    host.ok(&["stop", "--force", "new"]);
+
+    let id = |name: &str| {
+        let all = snapshots(&host);
+        let found = all.iter().find(|snapshot| snapshot["name"] == name).unwrap();
+        format!("web@{}", found["id"].as_str().unwrap())
+    };
+    let drawn: Vec<String> = host
+        .ok(&["snapshots", "--tree"])
+        .lines()
+        .map(|line| line.split(',').next().unwrap().trim_end().to_string())
+        .collect();
+    let (first, second, other) = (id("first"), id("second"), id("other"));
+    assert_eq!(
+        drawn,
+        [
+            format!("{first} 'first'"),
+            format!("├─ {second} 'second'"),
+            "│  └─ new (stopped)".to_string(),
+            format!("└─ {other} 'other'"),
+            "   └─ web (running)".to_string(),
+        ]
+    );
+
+    let told = host.ok(&["diff", "web@first", "web@second"]);
+    let lines: Vec<&str> = told.lines().filter(|line| line.contains("/root")).collect();
+    assert_eq!(
+        lines,
+        ["~ /root/changed (4B -> 7B)", "~ /root/d/", "+ /root/d/new (4B)", "- /root/gone (2B)", "+ /root/link (1B)"],
+        "{told}"
+    );
+    assert!(told.lines().last().unwrap().contains("files differ; memory "), "{told}");
+    let same = host.json(&["diff", "web@first", "web@first", "--json"]);
+    assert_eq!(same["changes"], serde_json::json!([]));
+    // With what a clone has become, and with a machine whose disk changes meanwhile.
+    assert!(host.ok(&["diff", "web@first", "new"]).contains("+ /root/d/new"));
+    host.fails(&["diff", "web@first", "web"], "its disk changes while it is read", "take a snapshot");
+    host.ok(&["delete", "new"]);
+    delete_all(&host, &["web"]);
+}
+
 #[test]
 #[ignore = "needs root"]
 fn what_cannot_be_snapshotted_says_so_and_a_full_disk_stops_nothing() {

@@ -177,9 +177,8 @@ impl Machine {
         plain(&self.api_socket)?;
         add("--api-socket", api_socket(&self.api_socket));
         add("--cpus", format!("boot={}", self.cpus));
-        // virtiofsd reads and writes the guest's memory.
-        let shared = if self.shares.is_empty() { "" } else { ",shared=on" };
-        add("--memory", format!("size={}{shared}", self.memory));
+        // As a memfd, which virtiofsd maps as well, and of which a snapshot holds what the guest has touched and no more.
+        add("--memory", format!("size={},shared=on", self.memory));
         add("--kernel", whole(&self.kernel)?);
         if let Some(initrd) = &self.initrd {
             add("--initramfs", whole(initrd)?);

@@ -28,6 +28,28 @@ impl Agent {
         Ok(Agent { stream: BufReader::new(stream), next: 1 })
     }
 
+    /// As [`Agent::connect`], and sees that the agent answers. A guest that just went on after a snapshot or a restore may
+    /// lose the first connections (cloud-hypervisor's issue 7263): it is asked again for a few seconds.
+    ///
+    /// # Errors
+    /// When it does not answer in that time.
+    pub fn reach(socket: &Path, timeout: Duration) -> Result<Agent> {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let end = Instant::now() + PATIENCE.min(timeout);
+        let mut pause = Duration::from_millis(10);
+        loop {
+            let reached = Agent::connect(socket, timeout).and_then(|mut agent| agent.ping(timeout).map(|_| agent));
+            match reached {
+                Err(_) if Instant::now() + pause < end => {
+                    super::cancel::check()?;
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(500));
+                }
+                reached => return reached,
+            }
+        }
+    }
+
     /// Asks whether the agent is there.
     ///
     /// # Errors

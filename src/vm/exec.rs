@@ -31,7 +31,7 @@ pub struct Keyboard(Arc<Mutex<UnixStream>>);
 /// # Errors
 /// When the agent cannot be reached or refuses.
 pub fn start(home: &Home, vm: &str, wanted: Exec) -> Result<Running> {
-    let mut agent = Agent::connect(&home.vsock(vm), START_TIMEOUT).with_context(|| format!("cannot reach '{vm}'"))?;
+    let mut agent = Agent::reach(&home.vsock(vm), START_TIMEOUT).with_context(|| format!("cannot reach '{vm}'"))?;
     agent.exec(wanted, START_TIMEOUT)?;
     let stream = agent.into_stream()?;
     let input = Keyboard(Arc::new(Mutex::new(stream.get_ref().try_clone()?)));

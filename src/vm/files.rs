@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -32,6 +32,52 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = std::fs::remove_file(&temporary);
         anyhow::Error::new(error).context(format!("cannot write {}", path.display()))
     })
+}
+
+/// A file that is written and waits beside its place: to put it there needs no room any more.
+#[derive(Debug)]
+pub struct Prepared {
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Prepared {
+    /// Writes `bytes` beside `path`, which stays as it is.
+    ///
+    /// # Errors
+    /// When a write fails; nothing is left then.
+    pub fn new(path: &Path, bytes: &[u8]) -> Result<Prepared> {
+        let parent = path.parent().context("a file needs a directory")?;
+        let name = path.file_name().context("a file needs a name")?.to_string_lossy();
+        let temporary = parent.join(format!(".{name}.{}.ready.tmp", std::process::id()));
+        let write = || -> std::io::Result<()> {
+            failpoint::write()?;
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(bytes)?;
+            file.sync_all()
+        };
+        let prepared = Prepared { temporary: temporary.clone(), path: path.to_path_buf() };
+        write().with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(prepared)
+    }
+
+    /// Puts it in its place.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn commit(self) -> Result<()> {
+        let put = || -> std::io::Result<()> {
+            std::fs::rename(&self.temporary, &self.path)?;
+            File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
+        };
+        put().with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.temporary);
+    }
 }
 
 /// Whether something failed because the disk is full.
@@ -207,6 +253,20 @@ mod tests {
         }
         remove_temporaries(&path).unwrap();
         assert!(!dir.path().join(".state.json.7.tmp").exists() && dir.path().join(".other.json.7.tmp").exists());
+    }
+
+    #[test]
+    fn a_prepared_file_takes_its_place_or_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.json");
+        let count = || std::fs::read_dir(dir.path()).unwrap().count();
+        let prepared = Prepared::new(&path, b"later").unwrap();
+        write_atomic(&path, b"now").unwrap();
+        assert_eq!((std::fs::read(&path).unwrap(), count()), (b"now".to_vec(), 2));
+        prepared.commit().unwrap();
+        assert_eq!((std::fs::read(&path).unwrap(), count()), (b"later".to_vec(), 1));
+        drop(Prepared::new(&path, b"never").unwrap());
+        assert_eq!((std::fs::read(&path).unwrap(), count()), (b"later".to_vec(), 1));
     }
 
     #[test]

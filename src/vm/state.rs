@@ -301,6 +301,16 @@ impl Vm {
     }
 }
 
+impl Vm {
+    /// Has this state ready, to be put in place when the disk may be full.
+    ///
+    /// # Errors
+    /// When it cannot be written; the state's file is as it was.
+    pub fn prepare(&self, home: &Home) -> Result<files::Prepared> {
+        files::Prepared::new(&home.state(&self.name), &serde_json::to_vec_pretty(self)?)
+    }
+}
+
 /// The VM of this name.
 ///
 /// # Errors

@@ -74,6 +74,20 @@ impl Host {
         output(self.world.root("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(&home)).unwrap();
     }
 
+    /// Puts the user's data directory on an XFS of this size, whose files can share their blocks. It is a file that is
+    /// looped; the loop goes with the world's mounts.
+    pub fn xfs_home(&self, bytes: u64) {
+        let home = self.world.home();
+        output(self.world.command("mkdir").args(["-p", "-m", "0700"]).arg(&home)).unwrap();
+        let disk = self.world.dir().join("xfs");
+        fs::File::create(&disk).unwrap().set_len(bytes).unwrap();
+        output(self.world.root("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&disk)).unwrap();
+        output(self.world.root("mount").args(["-o", "loop"]).arg(&disk).arg(&home)).unwrap();
+        let owner = self.world.uid().to_string();
+        output(self.world.root("chown").arg(owner).arg(&home)).unwrap();
+        output(self.world.root("chmod").arg("0700").arg(&home)).unwrap();
+    }
+
     /// Runs `puter` and gives what it printed.
     pub fn ok(&self, args: &[&str]) -> String {
         let output = self.world.puter(args).unwrap();

@@ -39,6 +39,7 @@ pub const TEST: &[&str] = &[
     "libseccomp-dev",
     "socat",
     "tcpdump",
+    "xfsprogs",
     "zsh",
 ];
 

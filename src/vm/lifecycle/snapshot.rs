@@ -69,6 +69,7 @@ fn snapshot_locked(context: &Context, name: &str, options: &SnapshotOptions) -> 
     check_disk(&vm)?;
     reach("snapshot: locked");
     let _held = snapshots::hold(home, name)?;
+    snapshots::sweep(home, name)?;
     if let Some(wanted) = &options.name {
         snapshots::check_name(wanted).map_err(anyhow::Error::msg)?;
         let all = snapshots::all(home, Some(name))?.snapshots;
@@ -89,6 +90,7 @@ fn snapshot_locked(context: &Context, name: &str, options: &SnapshotOptions) -> 
         name: options.name.clone(),
         created: now,
         automatic: options.automatic,
+        maker: if options.automatic { snapshots::me() } else { None },
         parent: vm.head.clone(),
         machine: vm.clone(),
         memory: None,
@@ -158,39 +160,40 @@ fn capture(context: &Context, vm: &mut Vm, snapshot: &mut Snapshot, temporary: &
     check_hypervisor(&made_by)?;
     let emulated = !made_by.starts_with("cloud-hypervisor");
     snapshot.memory = Some(Maker { hypervisor: made_by, cpu: if emulated { None } else { snapshots::cpu() } });
-    // Ctrl-C is heard before and after, not while the machine stands still.
-    let _guard = cancel::guard();
-    vm.advance(Event::Paused)?;
-    vm.save(home)?;
-    reach("snapshot: marked");
-    let write = || {
+    let write = |vm: &Vm| {
         client.snapshot(temporary)?;
         reach("snapshot: memory written");
         copy_disk(vm, temporary)
     };
-    let (captured, paused) = while_paused(context, &vm.name, &client, temporary, write)?;
-    snapshot.paused = Some(paused);
-    resumed(context, vm)?;
-    captured
+    snapshot.paused = Some(while_paused(context, vm, &client, temporary, write)?);
+    Ok(())
 }
 
-/// Does `write` while the machine stands still, and tells for how many seconds it did. What was half written is removed
-/// before anything else needs room.
+/// Does `write` while the machine stands still, and tells for how many seconds it did.
 ///
 /// # Errors
-/// When it cannot go on; how the work itself ended is in the result.
+/// When the work fails, and what it has written is removed; or when the machine cannot go on.
 fn while_paused(
     context: &Context,
-    name: &str,
+    vm: &mut Vm,
     client: &hypervisor::Client,
     temporary: &Path,
-    write: impl FnOnce() -> Result<()>,
-) -> Result<(Result<()>, f64)> {
-    let watcher = Watcher::start(context.home, name)?;
+    write: impl FnOnce(&Vm) -> Result<()>,
+) -> Result<f64> {
+    let home = context.home;
+    let name = vm.name.clone();
+    // Ctrl-C is heard before and after, not while the machine stands still.
+    let _guard = cancel::guard();
+    // Before anything says that it stands still: who is killed from now on is seen.
+    let watcher = Watcher::start(home, &name)?;
+    let afterwards = vm.prepare(home)?;
+    vm.advance(Event::Paused)?;
+    vm.save(home)?;
+    reach("snapshot: marked");
     let began = Instant::now();
     let written = client.pause().and_then(|()| {
         reach("snapshot: paused");
-        write()
+        write(vm)
     });
     let resumed = go_on(client);
     let paused = began.elapsed().as_secs_f64();
@@ -199,17 +202,10 @@ fn while_paused(
     }
     resumed.with_context(|| format!("'{name}' stands still")).hint(format!("end it: puter stop --force {name}"))?;
     reach("snapshot: resumed");
-    watcher.dismiss();
-    Ok((written, paused))
-}
-
-/// Writes down that the machine goes on. Where that cannot be written the next command finds that it does.
-fn resumed(context: &Context, vm: &mut Vm) -> Result<()> {
     vm.advance(Event::Resumed)?;
-    if let Err(error) = vm.save(context.home) {
-        context.observer.note(&vm.name, &format!("its state is not written down: {error:#}"));
-    }
-    Ok(())
+    afterwards.commit()?;
+    watcher.dismiss();
+    written.map(|()| paused)
 }
 
 /// The disk alone. Of a machine that runs it is what it would find after a loss of power.
@@ -219,13 +215,8 @@ fn capture_disk(context: &Context, vm: &mut Vm, state: State, snapshot: &mut Sna
     }
     let client = hypervisor::Client::new(&context.home.api(&vm.name));
     check_hypervisor(vm.hypervisor.as_deref().unwrap_or_default())?;
-    let _guard = cancel::guard();
-    vm.advance(Event::Paused)?;
-    vm.save(context.home)?;
-    let (captured, paused) = while_paused(context, &vm.name, &client, temporary, || copy_disk(vm, temporary))?;
-    snapshot.paused = Some(paused);
-    resumed(context, vm)?;
-    captured
+    snapshot.paused = Some(while_paused(context, vm, &client, temporary, |vm| copy_disk(vm, temporary))?);
+    Ok(())
 }
 
 fn copy_disk(vm: &Vm, temporary: &Path) -> Result<()> {

@@ -18,7 +18,7 @@ pub use tree::{Leaf, lines};
 
 use super::files::{self, Lock};
 use super::home::Home;
-use super::state::{Origin, Vm};
+use super::state::{Origin, ProcessId, Vm};
 use super::{Hint, files::write_atomic};
 use crate::disk::qcow2;
 use crate::hypervisor::snapshot::MEMORY;
@@ -45,6 +45,9 @@ pub struct Snapshot {
     /// Made by a `clone` that named no snapshot: it goes when nobody needs it any more.
     #[serde(default)]
     pub automatic: bool,
+    /// The command that made an automatic one: as long as it lives, its clones may not be there yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maker: Option<ProcessId>,
     /// The VM as it was.
     pub machine: Vm,
     /// What can bring the memory back; absent where there is a disk alone.
@@ -384,6 +387,27 @@ fn remove(home: &Home, origin: &Origin) -> Result<()> {
     files::remove(&doomed)
 }
 
+/// Removes automatic snapshots whose command was killed before anything stood on them. The caller holds the VM's
+/// snapshots. What cannot be removed stays for the next time.
+///
+/// # Errors
+/// When the snapshots cannot be read.
+pub fn sweep(home: &Home, vm: &str) -> Result<()> {
+    let lives = |id: ProcessId| crate::hypervisor::process::is_alive(id.pid, id.start_time);
+    for snapshot in all(home, Some(vm))?.snapshots {
+        if snapshot.automatic && !snapshot.maker.is_some_and(lives) {
+            let _ = remove(home, &snapshot.origin);
+        }
+    }
+    Ok(())
+}
+
+/// This process, as the maker of an automatic snapshot.
+pub fn me() -> Option<ProcessId> {
+    let pid = std::process::id();
+    Some(ProcessId { pid, start_time: crate::hypervisor::process::start_time(pid)? })
+}
+
 /// Removes automatic snapshots that nobody needs any more, from this one on down the chain of disks. What cannot be
 /// removed stays for the next time.
 pub fn tidy(home: &Home, origin: &Origin) {
@@ -580,6 +604,7 @@ mod tests {
             name: (!automatic).then(|| format!("n{id}")),
             created: id.parse().unwrap(),
             automatic,
+            maker: None,
             machine: sample(vm, 1),
             memory: None,
             paused: None,
@@ -644,8 +669,16 @@ mod tests {
         let half = home.snapshots_of("web").join(".2.tmp");
         fs::create_dir(&half).unwrap();
         assert_eq!(all(&home, Some("web")).unwrap().snapshots.len(), 1);
-        drop(hold(&home, "web").unwrap());
+        let auto = |id: &str, maker: Option<ProcessId>| {
+            let kept = Snapshot { maker, ..snapshot(&home, "web", id, true, &base) };
+            kept.save(&kept.directory(&home)).unwrap();
+            kept.directory(&home)
+        };
+        let (orphan, wanted) = (auto("3", None), auto("4", me()));
+        let _held = hold(&home, "web").unwrap();
         assert!(!half.exists());
+        sweep(&home, "web").unwrap();
+        assert!(!orphan.exists() && wanted.exists());
     }
 
     #[test]

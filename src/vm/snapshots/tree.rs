@@ -65,6 +65,7 @@ mod tests {
             name: None,
             created: 0,
             automatic: false,
+            maker: None,
             machine: sample(vm, 1),
             memory: None,
             paused: None,

@@ -247,7 +247,9 @@ impl Home {
         // virtiofsd writes its number beside its socket.
         let shares = (0..super::lifecycle::MOST_SHARES).map(|number| self.share(vm, number));
         let shares = shares.flat_map(|share| [PathBuf::from(format!("{}.pid", share.display())), share]);
-        [self.api(vm), lock].into_iter().chain(sockets).chain(shares).collect()
+        // The emulator's own, which it removes unless it is killed.
+        let emulator = ["vhost", "stream", "vsock.early"].map(|end| self.run().join(format!("{vm}.{end}")));
+        [self.api(vm), lock].into_iter().chain(sockets).chain(emulator).chain(shares).collect()
     }
 
     /// Everything of a VM outside its state file, overlay and volatile files.

@@ -74,7 +74,7 @@ impl Running {
     /// # Errors
     /// When a program does not come up.
     pub fn boot(place: &Arc<Place>) -> Result<(Child, Arc<Running>)> {
-        let vsock = place.machine.vsock.as_ref().map(|vsock| place.start_vsock(vsock)).transpose()?;
+        let vsock = place.machine.vsock.as_ref().map(|vsock| place.start_vsock(vsock, &vsock.socket)).transpose()?;
         let memory = memory(place.machine.memory)?;
         let (qemu, qmp) = place.start_qemu(&memory, false)?;
         Ok((qemu, Arc::new(Running { place: place.clone(), qmp, memory, vsock: Mutex::new(vsock) })))
@@ -161,11 +161,19 @@ impl Running {
         if let Some(vsock) = &self.place.machine.vsock {
             let mut device = self.vsock.lock().unwrap_or_else(PoisonError::into_inner);
             if device.is_none() {
-                *device = Some(self.place.start_vsock(vsock)?);
+                // Not under its own name yet: whoever connects before the guest's driver is there may stop
+                // vhost-device-vsock for good.
+                let early = early(&vsock.socket);
+                *device = Some(self.place.start_vsock(vsock, &early)?);
                 let address = json!({ "type": "unix", "data": { "path": self.place.device_socket } });
                 let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
                 self.qmp.run("chardev-add", json!({ "id": "vsock", "backend": backend }))?;
                 self.qmp.run("device_add", qemu::plug(&qemu::vsock_device()))?;
+                let (qmp, socket) = (self.qmp.clone(), vsock.socket.clone());
+                std::thread::spawn(move || {
+                    wait_for_driver(&qmp);
+                    let _ = std::fs::rename(early, socket);
+                });
             }
         }
         self.qmp.execute("cont").map(drop)
@@ -232,6 +240,24 @@ pub fn machine_of(restore: &Restore) -> Result<Machine> {
     read_json::<Config>(&restore.source.join(CONFIG))?.into_machine(restore)
 }
 
+/// Where vhost-device-vsock's socket is until the guest can use it.
+pub fn early(socket: &Path) -> PathBuf {
+    PathBuf::from(format!("{}.early", socket.display()))
+}
+
+/// Waits until the guest's driver has taken the vsock device. A QEMU before 7.2 cannot tell.
+fn wait_for_driver(qmp: &Qmp) {
+    let end = Instant::now() + UNPLUG_TIMEOUT;
+    let path = json!({ "path": "/machine/peripheral/vsock-0/virtio-backend" });
+    while Instant::now() < end {
+        let Ok(status) = qmp.run("x-query-virtio-status", path.clone()) else { return };
+        if status["status"].to_string().contains("DRIVER_OK") {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Whether somebody listens on this Unix socket: its file is there before that, and to connect would be to use it
 /// (proc_net(5), /proc/net/unix; the flag is the kernel's __SO_ACCEPTCON).
 fn listens(socket: &Path) -> bool {
@@ -255,15 +281,16 @@ impl Place {
         self.machine.api_socket.with_extension("stream")
     }
 
-    fn start_vsock(&self, vsock: &Vsock) -> Result<Owned> {
+    /// Starts vhost-device-vsock, the guest's connections on `socket`.
+    fn start_vsock(&self, vsock: &Vsock, socket: &Path) -> Result<Owned> {
         let device_socket = &self.device_socket;
         // One that did not end in an orderly way leaves its sockets, and would not bind over them.
-        for former in [device_socket, &vsock.socket] {
+        for former in [device_socket.as_path(), socket, &vsock.socket, &early(&vsock.socket)] {
             let _ = std::fs::remove_file(former);
         }
         let mut command = Command::new(&self.tools.vhost_device_vsock);
         command.arg("--guest-cid").arg(vsock.cid.to_string());
-        command.arg("--socket").arg(device_socket).arg("--uds-path").arg(&vsock.socket);
+        command.arg("--socket").arg(device_socket).arg("--uds-path").arg(socket);
         let mut child = Owned(spawn(command.stdin(Stdio::null()).env("RUST_LOG", "error"), None)?);
         let end = Instant::now() + CHILD_TIMEOUT;
         while !listens(device_socket) {

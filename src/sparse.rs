@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
+use rustix::fs::{Mode, OFlags, SeekFrom, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
 use crate::failpoint;
@@ -39,6 +39,25 @@ pub fn copy_file(from: &Path, to: &Path) -> io::Result<How> {
         Err(_) => copy(&source, &target).map(How::Written),
     };
     copied.inspect_err(|_| drop(std::fs::remove_file(to)))
+}
+
+/// Whether two files in this directory can share blocks (ioctl_ficlone(2)).
+///
+/// # Errors
+/// When no file can be made there.
+pub fn shares(directory: &Path) -> io::Result<bool> {
+    failpoint::write()?;
+    // Neither has a name, so nothing is left of them.
+    let open =
+        || rustix::fs::open(directory, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
+    let (one, other) = match (open(), open()) {
+        (Ok(one), Ok(other)) => (File::from(one), File::from(other)),
+        // A file system that has no such files shares no blocks either.
+        (Err(Errno::OPNOTSUPP), _) => return Ok(false),
+        (one, other) => return Err(one.and(other).err().unwrap_or(Errno::IO).into()),
+    };
+    one.write_all_at(&[1; BLOCK], 0)?;
+    Ok(ioctl_ficlone(&other, &one).is_ok())
 }
 
 /// Copies what `from` holds to the same places of `to`, which reads as zeros there, and gives `to` the same length.

@@ -40,7 +40,7 @@ pub fn configure(guest: &Guest, wanted: &Configure) -> Result<Configured> {
     ssh::authorize(guest, &wanted.user, &wanted.ssh_keys)?;
     let host_keys = ssh::host_keys(guest, new, &mut warnings)?;
     let address = wanted.address.parse().ok();
-    let network = network::apply(guest, &wanted.netplan, moved, address, &mut warnings)?;
+    let network = network::apply(guest, &wanted.netplan, moved, address, wanted.address_timeout, &mut warnings)?;
     mounts::apply(guest, &wanted.mounts).context("cannot mount the shared directories")?;
     let root_size = system::grow_root(guest).unwrap_or_else(|error| {
         warnings.push(format!("the root file system does not fill its disk: {error:#}"));

@@ -18,7 +18,7 @@ use crate::protocol::address::Mac;
 const NETPLAN: &str = "/etc/netplan/60-puter.yaml";
 const NETWORKD: &str = "/etc/systemd/network/60-puter.network";
 /// How long the link may take to get its address.
-const ADDRESS_TIMEOUT: Duration = Duration::from_secs(30);
+const ADDRESS_TIMEOUT: u32 = 30;
 
 /// `struct ifreq` (linux/if.h) with a hardware address.
 #[repr(C)]
@@ -104,6 +104,7 @@ pub fn apply(
     netplan: &str,
     moved: bool,
     address: Option<Ipv4Addr>,
+    timeout: Option<u32>,
     warnings: &mut Vec<String>,
 ) -> Result<&'static str> {
     let has_netplan = guest.path("/usr/sbin/netplan").exists() || guest.path("/usr/bin/netplan").exists();
@@ -128,7 +129,10 @@ pub fn apply(
         let link = first_link(LINKS).context("the guest has no Ethernet link")?;
         run("networkctl", &["reconfigure", &link])?;
     }
-    warn(warnings, wait_for_address(address));
+    let timeout = timeout.unwrap_or(ADDRESS_TIMEOUT);
+    if timeout > 0 {
+        warn(warnings, wait_for_address(address, timeout));
+    }
     Ok(program)
 }
 
@@ -136,13 +140,13 @@ pub fn apply(
 const NETWORK: &str = "[Match]\nDriver=virtio_net\n\n[Network]\nDHCP=ipv4\n\n[DHCPv4]\nClientIdentifier=mac\n";
 
 /// Waits for the address, and for the first route, which comes with it.
-fn wait_for_address(wanted: Option<Ipv4Addr>) -> Result<()> {
-    let end = Instant::now() + ADDRESS_TIMEOUT;
+fn wait_for_address(wanted: Option<Ipv4Addr>, seconds: u32) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(seconds.into());
     let has = |wanted: Ipv4Addr| first_link(LINKS).and_then(|link| address_of(&link)) == Some(wanted);
     while !wanted.is_none_or(has) || !has_route(&fs::read_to_string("/proc/net/route").unwrap_or_default()) {
         if Instant::now() >= end {
             let which = wanted.map_or("no address".to_string(), |wanted| format!("no address {wanted}"));
-            bail!("the guest got {which} within {} s", ADDRESS_TIMEOUT.as_secs());
+            bail!("the guest got {which} within {seconds} s");
         }
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -37,7 +37,15 @@ impl Df {
         for vm in &usage.vms {
             row("vm", &vm.name, vm.overlay + vm.logs, show_size(vm.disk));
         }
-        row("snapshots", "-", usage.snapshots, "-".into());
+        for snapshot in &usage.snapshots {
+            let memory =
+                if snapshot.memory > 0 { format!("{} memory", show_size(snapshot.memory)) } else { "-".into() };
+            let users = if snapshot.used_by.is_empty() { "-".into() } else { snapshot.used_by.join(" ") };
+            rows.push(["snapshot".into(), snapshot.name.clone(), show_size(snapshot.used), memory, users]);
+        }
+        let mut row = |kind: &str, name: &str, used: u64, of: String| {
+            rows.push([kind.into(), name.into(), show_size(used), of, "-".into()]);
+        };
         row("other", "-", usage.other, "-".into());
         output::print(&output::table(&rows));
         let (total, free) = (show_size(usage.total), show_size(usage.free));

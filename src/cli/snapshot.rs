@@ -52,10 +52,7 @@ pub fn shown(home: &Home, snapshot: &Kept, users: &[snapshots::User]) -> serde_j
         "used": size,
         "paused": snapshot.paused,
         "parent": snapshot.parent.as_ref().map(ToString::to_string),
-        "used_by": users.iter().map(|user| match user {
-            snapshots::User::Vm(name) => name.clone(),
-            snapshots::User::Snapshot(origin) => origin.to_string(),
-        }).collect::<Vec<_>>(),
+        "used_by": users.iter().map(snapshots::User::name).collect::<Vec<_>>(),
         "directory": snapshot.directory(home),
     })
 }

@@ -52,13 +52,7 @@ impl Snapshots {
         }
         let mut rows = vec![["SNAPSHOT", "NAME", "AGE", "SIZE", "HOLDS", "USED BY"].map(String::from)];
         for snapshot in &all.snapshots {
-            let users: Vec<String> = of(snapshot)
-                .into_iter()
-                .map(|user| match user {
-                    snapshots::User::Vm(name) => name,
-                    snapshots::User::Snapshot(origin) => origin.to_string(),
-                })
-                .collect();
+            let users: Vec<String> = of(snapshot).iter().map(snapshots::User::name).collect();
             rows.push([
                 snapshot.origin.to_string(),
                 snapshot.name.clone().unwrap_or_else(|| if snapshot.automatic { "(clone)".into() } else { "-".into() }),

@@ -105,6 +105,8 @@ pub struct Configure {
     pub netplan: String,
     /// The IPv4 address that DHCP will give; the agent waits until the guest has it. Any address where it is empty.
     pub address: String,
+    /// Seconds that the guest may take to get its address; 30 where it is absent, and 0 does not wait.
+    pub address_timeout: Option<u32>,
     /// The guest's memory came from a snapshot: its randomness is renewed and its generation counted on, also where its
     /// identity stays.
     pub restored: bool,

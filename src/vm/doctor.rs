@@ -70,7 +70,7 @@ fn missing(name: &'static str, found: impl Into<String>, mend: impl Into<String>
 
 /// Looks at everything; changes nothing.
 pub fn examine(home: &Home, settings: &Settings) -> Vec<Check> {
-    let mut checks = vec![directory(home), space(home), inodes(home)];
+    let mut checks = vec![directory(home), space(home), inodes(home), reflinks(home)];
     let kind = hypervisor::detect(&settings.hypervisor);
     if !matches!(settings.hypervisor, hypervisor::Setting::Emulated) {
         checks.push(device("kvm", "/dev/kvm", "sudo usermod -aG kvm \"$USER\", then log in again", State::Advice));
@@ -85,9 +85,6 @@ pub fn examine(home: &Home, settings: &Settings) -> Vec<Check> {
         Err(error) => missing("hypervisor", format!("{error:#}"), hint(error)),
     });
     checks.push(device("tun", "/dev/net/tun", "sudo modprobe tun && sudo chmod 0666 /dev/net/tun", State::Missing));
-    if matches!(kind, Ok(Kind::CloudHypervisor { .. })) {
-        checks.push(on_demand_memory());
-    }
     checks.push(puterd(home));
     checks.push(forwarding());
     checks.extend(firewalls());
@@ -152,20 +149,20 @@ fn device(name: &'static str, path: &str, mend: &str, otherwise: State) -> Check
     }
 }
 
-/// Restores that read memory on demand need userfaultfd for page faults inside the kernel.
-fn on_demand_memory() -> Check {
-    let name = "userfaultfd";
-    let allowed = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").is_ok_and(|v| v.trim() == "1");
-    let opens = OpenOptions::new().read(true).write(true).open("/dev/userfaultfd").is_ok();
-    match (allowed, opens) {
-        (true, _) => ok(name, "allowed for every user"),
-        (_, true) => ok(name, "/dev/userfaultfd opens"),
-        _ => advice(
+/// Where files share their blocks, a snapshot and a clone cost nothing at first, however large the disk is.
+fn reflinks(home: &Home) -> Check {
+    let name = "reflinks";
+    match crate::sparse::shares(home.root()) {
+        Ok(true) => ok(name, "files share their blocks: snapshots copy nothing"),
+        Ok(false) => advice(
             name,
-            "not allowed: restored VMs read their whole memory first",
-            "sudo sysctl vm.unprivileged_userfaultfd=1",
-        )
-        .by_command(),
+            format!(
+                "the file system of {} cannot share blocks: a snapshot copies what it holds",
+                home.root().display()
+            ),
+            "set PUTER_HOME to a directory on btrfs, or on XFS",
+        ),
+        Err(error) => missing(name, format!("{error}"), "set PUTER_HOME to a directory of your own"),
     }
 }
 

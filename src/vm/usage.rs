@@ -19,8 +19,7 @@ pub struct Usage {
     /// Layers as the registry gave them, which make the next pull of an image shorter.
     pub layers: u64,
     pub vms: Vec<VmUse>,
-    /// Snapshots, with the memory that is in them.
-    pub snapshots: u64,
+    pub snapshots: Vec<SnapshotUse>,
     /// The rest: the installed kernel, keys, state, puterd's log.
     pub other: u64,
     pub total: u64,
@@ -38,6 +37,18 @@ pub struct ImageUse {
     pub used: u64,
     /// The VMs that stand on it.
     pub vms: Vec<String>,
+}
+
+/// A snapshot's share. Blocks that the file system shares with others count as if they were its own.
+#[derive(Clone, Debug, Serialize)]
+pub struct SnapshotUse {
+    pub name: String,
+    /// All that it takes.
+    pub used: u64,
+    /// The memory in it.
+    pub memory: u64,
+    /// Who stands on its disk.
+    pub used_by: Vec<String>,
 }
 
 /// A VM's share.
@@ -72,11 +83,11 @@ pub fn usage(home: &Home) -> Result<Usage> {
     images.sort_by_key(|image| std::cmp::Reverse(image.used));
     let mut seen = HashSet::new();
     let vms: Vec<VmUse> = all.vms.iter().map(|vm| share(home, vm, &mut seen)).collect();
-    let snapshots = tree(&home.root().join("snapshot"), &mut seen);
+    let snapshots = snapshots(home)?;
     let layers = store.cached();
     let total = tree(home.root(), &mut HashSet::new());
     let known = layers
-        + snapshots
+        + snapshots.iter().map(|snapshot| snapshot.used).sum::<u64>()
         + images.iter().map(|image| image.used).sum::<u64>()
         + vms.iter().map(|vm| vm.overlay + vm.logs).sum::<u64>();
     let unused = images.iter().filter(|image| image.vms.is_empty() && default.as_ref() != Some(&image.digest));
@@ -90,6 +101,17 @@ pub fn usage(home: &Home) -> Result<Usage> {
         snapshots,
         total,
     })
+}
+
+fn snapshots(home: &Home) -> Result<Vec<SnapshotUse>> {
+    let users = super::snapshots::users(home)?;
+    let all = super::snapshots::all(home, None)?.snapshots.into_iter();
+    let share = |snapshot: super::snapshots::Snapshot| {
+        let (memory, used) = snapshot.used(home);
+        let used_by = users.get(&snapshot.origin).into_iter().flatten().map(|user| user.name()).collect();
+        SnapshotUse { name: format!("{}@{}", snapshot.origin.vm, snapshot.label()), used, memory, used_by }
+    };
+    Ok(all.map(share).collect())
 }
 
 fn share(home: &Home, vm: &Vm, seen: &mut HashSet<(u64, u64)>) -> VmUse {
@@ -147,6 +169,6 @@ mod tests {
         let web = &usage.vms[0];
         assert!(web.overlay >= 200_000 && web.logs >= 50_000 && web.disk == 1 << 30, "{web:?}");
         assert!(usage.total >= web.overlay + web.logs && usage.free > 0);
-        assert_eq!(usage.total, usage.layers + usage.snapshots + usage.other + web.overlay + web.logs);
+        assert_eq!(usage.total, usage.layers + usage.other + web.overlay + web.logs);
     }
 }

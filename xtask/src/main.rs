@@ -20,6 +20,7 @@ enum Command {
     GuestImage(GuestImage),
     Demo(Demo),
     Test(Test),
+    Bench(Bench),
 }
 
 /// Build the executable in release mode with its names in target/puter/.
@@ -50,6 +51,15 @@ struct Test {
     filter: Option<String>,
 }
 
+/// Measure puter against its peers, in one run on this machine.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "bench")]
+struct Bench {
+    /// what to measure: clone
+    #[argh(positional)]
+    what: String,
+}
+
 fn main() -> ExitCode {
     let command: Xtask = argh::from_env();
     match run(command.command) {
@@ -76,5 +86,6 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Demo(_) => demo::run(),
         Command::Test(test) => suite::run(test.filter.as_deref()),
+        Command::Bench(bench) => suite::bench(&bench.what),
     }
 }

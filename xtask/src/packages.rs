@@ -24,6 +24,7 @@ pub const RUN: &[&str] = &[
 /// For the tests alone.
 pub const TEST: &[&str] = &[
     "qemu-utils",
+    "tcpdump",
     "isc-dhcp-client",
     "udhcpc",
     "nftables",

@@ -57,6 +57,22 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     Ok(())
 }
 
+/// Runs one of the benchmarks in benches/.
+///
+/// # Errors
+/// When there is none of this name, what it needs cannot be had, or it fails.
+pub fn bench(what: &str) -> Result<()> {
+    ensure!(what == "clone", "there is no benchmark '{what}'; there is: clone");
+    for list in [packages::GUEST_IMAGE, packages::RUN] {
+        packages::install(list)?;
+    }
+    let built = build::release()?;
+    let mut cargo = Command::new("cargo");
+    cargo.args(["bench", "--bench", what]).current_dir(top());
+    cargo.env("PUTER_TEST_BIN", &built.dir).env("PUTER_TEST_SMALL_GUEST", build::small_guest(&built)?);
+    crate::shell::run(cargo.env("PUTER_VHOST_DEVICE_VSOCK", build::vhost_device_vsock()?))
+}
+
 /// Sums of the runners' result lines.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Totals {

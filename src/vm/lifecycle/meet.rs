@@ -13,6 +13,7 @@ use crate::failpoint::{self, reach};
 use crate::hypervisor::process;
 use crate::protocol::agent::{Configure, Configured, Identity};
 use crate::vm::agent::{Agent, printable};
+use crate::vm::daemon::Client;
 use crate::vm::home::Home;
 use crate::vm::machine::Event;
 use crate::vm::state::Vm;
@@ -73,8 +74,13 @@ pub fn meet_agent(context: &Context, vm: &mut Vm, knock: &Knock, restored: bool)
     let mut agent = context.step(&name, step, || wait_for_agent(context, vm, knock, restored))?;
     reach("start: agent met");
     let configured = context.step(&name, "configure", || {
+        // Nobody would answer the guest, and it asks on: there is nothing to wait for.
+        let alone = Client::new(home).status().err();
+        if let Some(error) = &alone {
+            context.observer.note(&name, &format!("it has no address until puterd runs: {error:#}"));
+        }
         agent
-            .configure(configuration(context, vm, restored)?, CONFIGURE_TIMEOUT)
+            .configure(configuration(context, vm, restored, alone.is_some())?, CONFIGURE_TIMEOUT)
             .with_context(|| format!("cannot configure '{name}'"))
     })?;
     reach("start: guest configured");
@@ -142,7 +148,7 @@ fn wait_for_agent(context: &Context, vm: &Vm, knock: &Knock, restored: bool) -> 
     }
 }
 
-fn configuration(context: &Context, vm: &Vm, restored: bool) -> Result<Configure> {
+fn configuration(context: &Context, vm: &Vm, restored: bool, alone: bool) -> Result<Configure> {
     let mut seed = [0; 64];
     random(&mut seed)?;
     let time = SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|d| u64::try_from(d.as_nanos()).ok());
@@ -153,6 +159,7 @@ fn configuration(context: &Context, vm: &Vm, restored: bool) -> Result<Configure
         ssh_keys: vec![key::public(context.home)?],
         user: String::new(),
         address: vm.ip.to_string(),
+        address_timeout: alone.then_some(0),
         restored,
         time,
         mounts: vm

@@ -298,6 +298,16 @@ pub enum User {
     Snapshot(Origin),
 }
 
+impl User {
+    /// The VM's name, or the snapshot's full one.
+    pub fn name(&self) -> String {
+        match self {
+            User::Vm(name) => name.clone(),
+            User::Snapshot(origin) => origin.to_string(),
+        }
+    }
+}
+
 impl std::fmt::Display for User {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -5,7 +5,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -27,12 +27,23 @@ const ROUNDS: usize = 5;
 const MANY: usize = 10;
 /// Numbers of machines that puter does not know; beside those of its VMs.
 const FIRST_ID: u32 = 200;
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(60);
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    // As puter does, this program starts itself under another name where the hypervisor is the emulator.
+    if std::env::args_os().next().is_some_and(|name| name == "puter-emulator") {
+        return puter::dispatch(std::env::args_os().collect());
+    }
     let here = std::env::args().any(|word| word == "--here");
     // cargo's own words, such as --bench, are nothing to us.
-    if here { measure() } else { in_a_world() }
+    let result = if here { measure() } else { in_a_world() };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Makes a world with the emulator and runs itself in it, as its user.
@@ -221,11 +232,17 @@ impl Bench {
     fn answer(&self, bare: &Bare) -> Result<()> {
         let socket = self.home.vsock(&bare.name);
         loop {
-            let asked = Agent::connect(&socket, Duration::from_secs(1))
-                .and_then(|mut agent| agent.ping(Duration::from_secs(5)));
+            // With the emulator who gives up soon may wait for ever; see `puter::vm::lifecycle`.
+            let patience = Duration::from_secs(if matches!(self.kind, Kind::Emulated { .. }) { 60 } else { 1 });
+            let asked = Agent::connect(&socket, patience).and_then(|mut agent| agent.ping(Duration::from_secs(5)));
             match asked {
                 Ok(_) => return Ok(()),
-                Err(error) => ensure!(bare.began.elapsed() < LIMIT, "{} does not answer: {error:#}", bare.name),
+                Err(error) => ensure!(
+                    bare.began.elapsed() < LIMIT && process::is_alive(bare.process.pid(), bare.process.start_time()),
+                    "{} does not answer: {error:#}\n{}",
+                    bare.name,
+                    files::tail(&self.home.hypervisor_log(&bare.name), 8)
+                ),
             }
             std::thread::sleep(Duration::from_millis(2));
         }

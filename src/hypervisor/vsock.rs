@@ -6,6 +6,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,12 +15,14 @@ use crate::protocol::unix_http;
 
 /// The longest answer to CONNECT, in bytes.
 const MAX_ANSWER: usize = 32;
+/// How often a wait looks whether it is still wanted.
+const TURN: Duration = Duration::from_millis(200);
 
 /// Connects to a port of the guest.
 ///
 /// # Errors
-/// When nobody listens there, or the answer does not come within `timeout`.
-pub fn connect(socket: &Path, port: u32, timeout: Duration) -> Result<UnixStream> {
+/// When nobody listens there, the answer does not come within `timeout`, or `cancelled` becomes true.
+pub fn connect(socket: &Path, port: u32, timeout: Duration, cancelled: &AtomicBool) -> Result<UnixStream> {
     let end = Instant::now() + timeout;
     let mut stream = unix_http::connect(socket, timeout)?;
     stream.set_write_timeout(Some(timeout))?;
@@ -28,7 +31,8 @@ pub fn connect(socket: &Path, port: u32, timeout: Duration) -> Result<UnixStream
     loop {
         let left = end.saturating_duration_since(Instant::now());
         ensure!(!left.is_zero(), "the guest's port {port} did not answer within {timeout:?}");
-        stream.set_read_timeout(Some(left))?;
+        ensure!(!cancelled.load(Ordering::Relaxed), "interrupted");
+        stream.set_read_timeout(Some(left.min(TURN)))?;
         // One byte at a time: what follows the line belongs to the caller.
         let mut byte = [0];
         match stream.read(&mut byte) {
@@ -65,7 +69,7 @@ mod tests {
             stream.write_all(answer).unwrap();
             stream // Kept open until the client has read.
         });
-        let result = connect(&path, 1024, Duration::from_millis(300));
+        let result = connect(&path, 1024, Duration::from_millis(300), &AtomicBool::new(false));
         drop(server.join().unwrap());
         result
     }
@@ -83,6 +87,6 @@ mod tests {
         for bad in [&b"NO\n"[..], b"OK", b"\n", b"OKOKOKOKOKOKOKOKOKOKOKOKOKOKOKOKOKOKOK"] {
             assert!(answering(bad).is_err(), "{bad:?}");
         }
-        assert!(connect(Path::new("/nowhere"), 1, Duration::from_secs(1)).is_err());
+        assert!(connect(Path::new("/nowhere"), 1, Duration::from_secs(1), &AtomicBool::new(false)).is_err());
     }
 }

@@ -24,7 +24,7 @@ impl Agent {
     /// # Errors
     /// When nobody listens behind the socket within `timeout`: while the guest boots that is the usual answer.
     pub fn connect(socket: &Path, timeout: Duration) -> Result<Agent> {
-        let stream = vsock::connect(socket, PORT, timeout)?;
+        let stream = vsock::connect(socket, PORT, timeout, super::cancel::flag())?;
         Ok(Agent { stream: BufReader::new(stream), next: 1 })
     }
 

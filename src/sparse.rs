@@ -1,6 +1,8 @@
 //! Copies of large files that cost what they hold: shared by the file system where it can, without their holes
 //! elsewhere.
 
+mod share;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -10,6 +12,8 @@ use rustix::fs::{Mode, OFlags, SeekFrom, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
 use crate::failpoint;
+
+pub use share::share_equal;
 
 /// Bytes that are read at once.
 const PIECE: usize = 1 << 20;

@@ -418,7 +418,23 @@ fn a_disk_is_shared_where_the_file_system_can() {
     assert!(taken < 16 << 20, "{taken} bytes for a snapshot of 300 MB, ten clones and a restore");
     host.ok(&["start", "c9"]);
     assert_eq!(sh(&host, "c9", "busybox md5sum /root/large"), sum);
-    host.ok(&["delete", "--force", "c9"]);
+
+    // Of a machine's memory a second snapshot takes what changed since the first.
+    host.ok(&["snapshot", "c9", "--name", "first"]);
+    sh(&host, "c9", "busybox dd if=/dev/urandom of=/run/large bs=1M count=4 2>/dev/null");
+    let before = free();
+    let told = host.ok(&["snapshot", "c9", "--name", "second"]);
+    let taken = before.saturating_sub(free());
+    let all = host.json(&["snapshots", "c9", "--json"]);
+    let second = all.as_array().unwrap().iter().find(|snapshot| snapshot["name"] == "second").unwrap();
+    let (memory, shared) = (second["memory_used"].as_u64().unwrap(), second["memory_shared"].as_u64().unwrap());
+    assert!(told.contains("of it shared with c9@"), "{told}");
+    assert!(shared > memory / 2 && taken < memory / 2 + (4 << 20), "{taken} bytes taken, {shared} of {memory} shared");
+    // Either is whole without the other.
+    host.ok(&["snapshot", "delete", "c9@first"]);
+    host.ok(&["restore", "--force", "c9@second"]);
+    assert_eq!(sh(&host, "c9", "busybox md5sum /root/large"), sum);
+    host.ok(&["delete", "--force", "--snapshots", "c9"]);
 }
 
 #[test]

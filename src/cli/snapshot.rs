@@ -50,6 +50,7 @@ pub fn shown(home: &Home, snapshot: &Kept, users: &[snapshots::User]) -> serde_j
         "has_memory": snapshot.memory.is_some(),
         "memory_used": memory,
         "used": size,
+        "memory_shared": snapshot.shared,
         "paused": snapshot.paused,
         "parent": snapshot.parent.as_ref().map(ToString::to_string),
         "used_by": users.iter().map(snapshots::User::name).collect::<Vec<_>>(),
@@ -83,7 +84,11 @@ fn line(home: &Home, taken: &Taken) -> String {
     let what = if snapshot.memory.is_some() { "" } else { "of the disk " };
     let paused = snapshot.paused.map_or(String::new(), |paused| format!(", paused for {paused:.3} s"));
     let name = snapshot.name.as_ref().map_or(String::new(), |name| format!(" '{name}'"));
-    format!("{}{name} taken {what}({}{paused})", snapshot.origin, show_size(used))
+    let shared = match &snapshot.parent {
+        Some(parent) if snapshot.shared > 0 => format!(", {} of it shared with {parent}", show_size(snapshot.shared)),
+        _ => String::new(),
+    };
+    format!("{}{name} taken {what}({}{shared}{paused})", snapshot.origin, show_size(used))
 }
 
 impl SnapshotDelete {

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use super::start::check_disk;
 use super::{Context, unix_now};
 use crate::failpoint::reach;
-use crate::hypervisor;
+use crate::hypervisor::{self, snapshot::MEMORY};
 use crate::sparse;
 use crate::vm::home::{Home, free_space};
 use crate::vm::machine::{self, Action, Event, Refusal, State};
@@ -95,6 +95,7 @@ fn snapshot_locked(context: &Context, name: &str, options: &SnapshotOptions) -> 
         machine: vm.clone(),
         memory: None,
         paused: None,
+        shared: 0,
         files: BTreeMap::new(),
     };
     let result = match with_memory {
@@ -103,7 +104,8 @@ fn snapshot_locked(context: &Context, name: &str, options: &SnapshotOptions) -> 
     };
     let result = result.and_then(|()| {
         context.step(name, "seal", || {
-            snapshots::seal(&mut snapshot, &temporary, !options.automatic)?;
+            let parent = snapshot.parent.as_ref().map(|parent| snapshots::directory(home, parent).join(MEMORY));
+            snapshots::seal(&mut snapshot, &temporary, parent.as_deref(), !options.automatic)?;
             snapshot.save(&temporary)?;
             reach("snapshot: sealed");
             crate::failpoint::write()?;

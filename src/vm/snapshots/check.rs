@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::{DISK, Snapshot};
 use crate::hypervisor::snapshot::{FILES, MEMORY};
-use crate::sparse::next_data;
+use crate::sparse::{self, next_data};
 use crate::vm::home::Home;
 use crate::vm::{Hint, cancel};
 
@@ -49,10 +49,11 @@ impl Seen {
 }
 
 /// Notes what the files in the new snapshot's directory are; with `sums` their checksums too, and all of it on the disk.
+/// Memory that is as in `older` is shared with that where it can be.
 ///
 /// # Errors
 /// When a file cannot be read.
-pub fn seal(snapshot: &mut Snapshot, directory: &Path, sums: bool) -> Result<()> {
+pub fn seal(snapshot: &mut Snapshot, directory: &Path, older: Option<&Path>, sums: bool) -> Result<()> {
     for name in FILES.into_iter().chain([DISK]) {
         let path = directory.join(name);
         if !path.exists() {
@@ -63,6 +64,10 @@ pub fn seal(snapshot: &mut Snapshot, directory: &Path, sums: bool) -> Result<()>
         if sums && name == MEMORY {
             // A hypervisor that maps its memory privately writes all of it.
             dig(&path).with_context(|| format!("cannot write {}", path.display()))?;
+            if let Some(older) = older.and_then(|older| File::open(older).ok()) {
+                let own = File::options().read(true).write(true).open(&path).with_context(what)?;
+                snapshot.shared = sparse::share_equal(&older, &own).with_context(what)?;
+            }
         }
         if sums || name == DISK {
             crate::failpoint::write()

@@ -56,6 +56,9 @@ pub struct Snapshot {
     pub paused: Option<f64>,
     /// The snapshot that the VM had come from, or that was taken of it before.
     pub parent: Option<Origin>,
+    /// Bytes of its memory that it shares with its parent's, on a file system that can: what did not change is there once.
+    #[serde(default)]
+    pub shared: u64,
     /// What each file must be.
     pub files: BTreeMap<String, Mark>,
 }
@@ -149,7 +152,8 @@ impl Snapshot {
     }
 }
 
-fn directory(home: &Home, origin: &Origin) -> PathBuf {
+/// Where the snapshot is, or was.
+pub(super) fn directory(home: &Home, origin: &Origin) -> PathBuf {
     home.snapshots_of(&origin.vm).join(&origin.id)
 }
 
@@ -618,6 +622,7 @@ mod tests {
             machine: sample(vm, 1),
             memory: None,
             paused: None,
+            shared: 0,
             parent: None,
             files: BTreeMap::new(),
         };

@@ -69,6 +69,7 @@ mod tests {
             machine: sample(vm, 1),
             memory: None,
             paused: None,
+            shared: 0,
             parent,
             files: BTreeMap::new(),
         };

@@ -91,6 +91,13 @@ fn measure() -> Result<()> {
     result
 }
 
+/// How the hypervisor brings the memory back.
+struct Way {
+    name: &'static str,
+    map: bool,
+    memory: MemoryMode,
+}
+
 /// A machine that the hypervisor restored without puter.
 struct Bare {
     name: String,
@@ -110,14 +117,18 @@ impl Bench {
         self.puter(&["snapshot", SOURCE, "--name", "bench"])?;
         let snapshot = snapshots::find(&self.home, &format!("{SOURCE}@bench").parse().map_err(anyhow::Error::msg)?)?;
 
-        let (mut clones, mut wholes, mut bares) = (Vec::new(), Vec::new(), Vec::new());
+        let ways = self.ways();
+        let (mut clones, mut wholes) = (Vec::new(), Vec::new());
+        let mut bares = vec![Vec::new(); ways.len()];
         for _ in 0..ROUNDS {
             let (agent, whole) =
                 self.timed(&["clone", &format!("{SOURCE}@bench"), "bench-0"], &["bench-0"], "agent")?;
             self.puter(&["delete", "--force", "bench-0"])?;
             clones.push(agent);
             wholes.push(whole);
-            bares.push(self.bare(&snapshot, 1)?);
+            for (way, times) in ways.iter().zip(&mut bares) {
+                times.push(self.bare(&snapshot, 1, way)?);
+            }
         }
         let names: Vec<String> = (0..MANY).map(|number| format!("bench-{number}")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -128,21 +139,40 @@ impl Bench {
         words[0] = "delete";
         words[1] = "--force";
         self.puter(&words)?;
-        let bare_many = self.bare(&snapshot, MANY)?;
+        let bare_many = self.bare(&snapshot, MANY, &ways[0])?;
 
-        let (clone, whole, bare) = (median(&mut clones), median(&mut wholes), median(&mut bares));
-        let line = |what: &str, time: f64| println!("{what:<58} {time:8.3} s");
+        let (clone, whole) = (median(&mut clones), median(&mut wholes));
+        let line = |what: &str, time: f64| println!("{what:<66} {time:8.3} s");
         line("cold `puter start`, to the agent's answer", cold);
         line("`puter clone`, to the agent's answer (median)", clone);
         line("`puter clone`, whole (median)", whole);
-        line("the hypervisor's own restore, to the agent's answer (median)", bare);
+        for (way, times) in ways.iter().zip(&mut bares) {
+            line(&format!("bare restore, {}, to the agent's answer (median)", way.name), median(times));
+        }
         line(&format!("{MANY} clones in one command, to the last agent's answer"), many);
         line(&format!("{MANY} clones in one command, whole"), many_whole);
         line(&format!("{MANY} bare restores at once, to the last agent's answer"), bare_many);
-        println!("\nclone / bare restore: {:.3}", clone / bare);
+        println!();
+        for (way, times) in ways.iter().zip(&mut bares) {
+            println!("clone / bare restore, {}: {:.3}", way.name, clone / median(times));
+        }
         println!("clone / cold start:   {:.3}", clone / cold);
         println!("{MANY} clones / {MANY} bare: {:.3}", many / bare_many);
         Ok(())
+    }
+
+    /// The ways of the hypervisor; the first is the one that puter takes.
+    fn ways(&self) -> Vec<Way> {
+        let mut ways = Vec::new();
+        if matches!(self.kind, Kind::CloudHypervisor { .. }) {
+            ways.push(Way { name: "memory mapped privately", map: true, memory: MemoryMode::Copy });
+        }
+        ways.push(Way { name: "memory copied", map: false, memory: MemoryMode::Copy });
+        let allowed = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").unwrap_or_default();
+        if ways.len() > 1 && allowed.trim() == "1" {
+            ways.push(Way { name: "memory on demand", map: false, memory: MemoryMode::OnDemand });
+        }
+        ways
     }
 
     fn puter(&self, words: &[&str]) -> Result<()> {
@@ -176,7 +206,7 @@ impl Bench {
     }
 
     /// Lets the hypervisor restore so many machines at once, and tells when the agents of all have answered.
-    fn bare(&self, snapshot: &Snapshot, count: usize) -> Result<f64> {
+    fn bare(&self, snapshot: &Snapshot, count: usize, way: &Way) -> Result<f64> {
         let mut ready = Vec::new();
         for number in 0..count {
             let name = format!("bench-bare-{number}");
@@ -199,9 +229,9 @@ impl Bench {
             };
             let source = self.home.restore(&name);
             files::remove(&source)?;
-            prepare(&directory, &source, &own, false)?;
+            prepare(&directory, &source, &own, way.map)?;
             let api_socket = self.home.api(&name);
-            let restore = Restore { source, memory: MemoryMode::Copy, api_socket, events: None };
+            let restore = Restore { source, memory: way.memory, api_socket, events: None };
             let sockets = vec![self.home.vsock(&name), self.home.serial(&name)];
             ready.push((
                 name.clone(),
@@ -232,9 +262,8 @@ impl Bench {
     fn answer(&self, bare: &Bare) -> Result<()> {
         let socket = self.home.vsock(&bare.name);
         loop {
-            // With the emulator who gives up soon may wait for ever; see `puter::vm::lifecycle`.
-            let patience = Duration::from_secs(if matches!(self.kind, Kind::Emulated { .. }) { 60 } else { 1 });
-            let asked = Agent::connect(&socket, patience).and_then(|mut agent| agent.ping(Duration::from_secs(5)));
+            let asked = Agent::connect(&socket, Duration::from_secs(5))
+                .and_then(|mut agent| agent.ping(Duration::from_secs(5)));
             match asked {
                 Ok(_) => return Ok(()),
                 Err(error) => ensure!(

@@ -248,7 +248,7 @@ impl Home {
         let shares = (0..super::lifecycle::MOST_SHARES).map(|number| self.share(vm, number));
         let shares = shares.flat_map(|share| [PathBuf::from(format!("{}.pid", share.display())), share]);
         // The emulator's own, which it removes unless it is killed.
-        let emulator = ["vhost", "stream", "vsock.early"].map(|end| self.run().join(format!("{vm}.{end}")));
+        let emulator = ["vhost", "stream", "vsock.device"].map(|end| self.run().join(format!("{vm}.{end}")));
         [self.api(vm), lock].into_iter().chain(sockets).chain(emulator).chain(shares).collect()
     }
 

@@ -7,6 +7,7 @@ mod config;
 mod events;
 mod qemu;
 mod qmp;
+mod relay;
 mod running;
 mod server;
 
@@ -109,7 +110,7 @@ fn run(wanted: Wanted) -> Result<()> {
     let mut files = Files(vec![machine.api_socket.clone()]);
     let device_socket = machine.api_socket.with_extension("vhost");
     if let Some(vsock) = &machine.vsock {
-        files.0.extend([device_socket.clone(), vsock.socket.clone(), running::early(&vsock.socket)]);
+        files.0.extend([device_socket.clone(), vsock.socket.clone(), relay::behind(&vsock.socket)]);
     }
     if let Serial::Socket(path) = &machine.serial {
         files.0.push(path.clone());

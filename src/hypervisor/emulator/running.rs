@@ -22,12 +22,17 @@ use serde_json::{Value, json};
 use super::config::Config;
 use super::events::Events;
 use super::qmp::Qmp;
+use super::relay::{self, Relay};
 use super::{CHILD_TIMEOUT, Owned, Tools, qemu, spawn};
 use crate::hypervisor::arguments::{Machine, Restore, Vsock};
 use crate::sparse;
 
 /// How long the guest may take to let go of its vsock device.
 const UNPLUG_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often it is asked whether the guest's driver has taken the vsock device, in a machine that boots and in one that
+/// was given the device.
+const BOOT_PAUSE: Duration = Duration::from_millis(20);
+const PLUG_PAUSE: Duration = Duration::from_millis(5);
 /// How long QEMU may take for its part of a snapshot, which holds no memory.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(60);
 /// The largest state that is read from a snapshot, in bytes.
@@ -65,7 +70,14 @@ pub struct Running {
     pub qmp: Arc<Qmp>,
     memory: File,
     /// Absent while a snapshot is made and until the machine goes on.
-    vsock: Mutex<Option<Owned>>,
+    vsock: Mutex<Option<Device>>,
+}
+
+/// The vsock device, and the way to it; the relay ends first.
+#[derive(Debug)]
+struct Device {
+    _relay: Relay,
+    _program: Owned,
 }
 
 impl Running {
@@ -74,9 +86,10 @@ impl Running {
     /// # Errors
     /// When a program does not come up.
     pub fn boot(place: &Arc<Place>) -> Result<(Child, Arc<Running>)> {
-        let vsock = place.machine.vsock.as_ref().map(|vsock| place.start_vsock(vsock, &vsock.socket)).transpose()?;
+        let program = place.machine.vsock.as_ref().map(|vsock| place.start_vsock(vsock)).transpose()?;
         let memory = memory(place.machine.memory)?;
         let (qemu, qmp) = place.start_qemu(&memory, false)?;
+        let vsock = program.map(|program| place.relay(program, &qmp, BOOT_PAUSE)).transpose()?;
         Ok((qemu, Arc::new(Running { place: place.clone(), qmp, memory, vsock: Mutex::new(vsock) })))
     }
 
@@ -161,19 +174,12 @@ impl Running {
         if let Some(vsock) = &self.place.machine.vsock {
             let mut device = self.vsock.lock().unwrap_or_else(PoisonError::into_inner);
             if device.is_none() {
-                // Not under its own name yet: whoever connects before the guest's driver is there may stop
-                // vhost-device-vsock for good.
-                let early = early(&vsock.socket);
-                *device = Some(self.place.start_vsock(vsock, &early)?);
+                let program = self.place.start_vsock(vsock)?;
                 let address = json!({ "type": "unix", "data": { "path": self.place.device_socket } });
                 let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
                 self.qmp.run("chardev-add", json!({ "id": "vsock", "backend": backend }))?;
                 self.qmp.run("device_add", qemu::plug(&qemu::vsock_device()))?;
-                let (qmp, socket) = (self.qmp.clone(), vsock.socket.clone());
-                std::thread::spawn(move || {
-                    wait_for_driver(&qmp);
-                    let _ = std::fs::rename(early, socket);
-                });
+                *device = Some(self.place.relay(program, &self.qmp, PLUG_PAUSE)?);
             }
         }
         self.qmp.execute("cont").map(drop)
@@ -240,22 +246,30 @@ pub fn machine_of(restore: &Restore) -> Result<Machine> {
     read_json::<Config>(&restore.source.join(CONFIG))?.into_machine(restore)
 }
 
-/// Where vhost-device-vsock's socket is until the guest can use it.
-pub fn early(socket: &Path) -> PathBuf {
-    PathBuf::from(format!("{}.early", socket.display()))
+/// Waits until the guest's driver has taken the vsock device and vhost-device-vsock has heard of it: a connection that
+/// comes in between would end its work. Returns at once when QEMU is gone, or is one before 7.2, which cannot tell.
+fn wait_for_driver(qmp: &Qmp, program: u32, pause: Duration) {
+    let path = json!({ "path": "/machine/peripheral/vsock-0/virtio-backend" });
+    let has_driver = |status: Value| status["status"].to_string().contains("DRIVER_OK");
+    while let Ok(status) = qmp.run("x-query-virtio-status", path.clone()) {
+        if has_driver(status) {
+            break;
+        }
+        std::thread::sleep(pause);
+    }
+    // QEMU has sent all it has to say by now; who has read it sleeps.
+    while is_busy(program) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
-/// Waits until the guest's driver has taken the vsock device. A QEMU before 7.2 cannot tell.
-fn wait_for_driver(qmp: &Qmp) {
-    let end = Instant::now() + UNPLUG_TIMEOUT;
-    let path = json!({ "path": "/machine/peripheral/vsock-0/virtio-backend" });
-    while Instant::now() < end {
-        let Ok(status) = qmp.run("x-query-virtio-status", path.clone()) else { return };
-        if status["status"].to_string().contains("DRIVER_OK") {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+/// Whether a thread of the process runs or could (proc_pid_stat(5)).
+fn is_busy(pid: u32) -> bool {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    tasks.flatten().any(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('R'))
+    })
 }
 
 /// Whether somebody listens on this Unix socket: its file is there before that, and to connect would be to use it
@@ -282,10 +296,10 @@ impl Place {
     }
 
     /// Starts vhost-device-vsock, the guest's connections on `socket`.
-    fn start_vsock(&self, vsock: &Vsock, socket: &Path) -> Result<Owned> {
-        let device_socket = &self.device_socket;
+    fn start_vsock(&self, vsock: &Vsock) -> Result<Owned> {
+        let (device_socket, socket) = (&self.device_socket, &vsock.socket);
         // One that did not end in an orderly way leaves its sockets, and would not bind over them.
-        for former in [device_socket.as_path(), socket, &vsock.socket, &early(&vsock.socket)] {
+        for former in [device_socket.as_path(), socket, &relay::behind(socket)] {
             let _ = std::fs::remove_file(former);
         }
         let mut command = Command::new(&self.tools.vhost_device_vsock);
@@ -303,6 +317,13 @@ impl Place {
             std::thread::sleep(Duration::from_millis(2));
         }
         Ok(child)
+    }
+
+    fn relay(&self, program: Owned, qmp: &Arc<Qmp>, pause: Duration) -> Result<Device> {
+        let socket = &self.machine.vsock.as_ref().context("there is no vsock device")?.socket;
+        let (qmp, pid) = (qmp.clone(), program.0.id());
+        let relay = Relay::start(socket, move || wait_for_driver(&qmp, pid, pause))?;
+        Ok(Device { _relay: relay, _program: program })
     }
 
     fn start_qemu(&self, memory: &File, incoming: bool) -> Result<(Child, Arc<Qmp>)> {

@@ -25,11 +25,10 @@ const AGENT_RETRY: Duration = Duration::from_secs(3);
 /// These pauses in the first second of a machine that was restored: the agent is there from the beginning. After that
 /// each is twice as long as the one before.
 const RESTORED_RETRY: Duration = Duration::from_millis(5);
-/// How long one attempt to reach the agent may take: a guest whose driver is not up yet can leave it hanging.
+/// How long the first attempt to reach the agent may take: a guest whose driver is not up yet can leave it hanging.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The same with the emulator, whose socket is there no sooner than the driver; who gives up while the guest is slow to
-/// answer may stop vhost-device-vsock for good.
-const EMULATED_CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+/// And one of the later ones, since a guest may be slow to answer.
+const LONGEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
 /// `configure` runs `netplan apply` and makes host keys; under emulation that takes a while.
 const CONFIGURE_TIMEOUT: Duration = Duration::from_secs(180);
 
@@ -122,8 +121,7 @@ fn wait_for_agent(context: &Context, vm: &Vm, knock: &Knock, restored: bool) -> 
     let mut ask_at = Duration::ZERO;
     let mut pause = if restored { RESTORED_RETRY } else { AGENT_RETRY };
     let mut last = anyhow!("it has not come up");
-    let emulated = !vm.hypervisor.as_ref().is_some_and(|kind| kind.starts_with("cloud-hypervisor"));
-    let patience = if emulated { EMULATED_CONNECT_TIMEOUT } else { CONNECT_TIMEOUT };
+    let mut patience = CONNECT_TIMEOUT;
     loop {
         cancel::check()?;
         if !vm.is_alive() {
@@ -134,11 +132,15 @@ fn wait_for_agent(context: &Context, vm: &Vm, knock: &Knock, restored: bool) -> 
             return Err(explain(error)).hint("a slow host needs more time: set PUTER_START_TIMEOUT (seconds)");
         }
         if began.elapsed() >= ask_at {
+            let asked = Instant::now();
             let attempt = Agent::connect(&socket, patience)
                 .and_then(|mut agent| agent.ping(Duration::from_secs(5)).map(|_| agent));
             match attempt {
                 Ok(agent) => return Ok(agent),
                 Err(error) => last = error,
+            }
+            if asked.elapsed() >= patience {
+                patience = (patience * 2).min(LONGEST_CONNECT_TIMEOUT);
             }
             ask_at = began.elapsed() + pause;
             if began.elapsed() > Duration::from_secs(1) {

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod daemon;
 pub mod dhcp;
 pub mod disk;
+pub mod dns;
 pub mod failpoint;
 pub mod hint;
 pub mod hypervisor;

@@ -2,6 +2,8 @@
 
 #[path = "daemon/dhcp.rs"]
 mod dhcp;
+#[path = "daemon/dns.rs"]
+mod dns;
 #[path = "daemon/lab.rs"]
 mod lab;
 #[path = "daemon/traffic.rs"]

@@ -137,7 +137,8 @@ pub fn apply(
 }
 
 /// The same for systemd-networkd alone (systemd.network(5)).
-const NETWORK: &str = "[Match]\nDriver=virtio_net\n\n[Network]\nDHCP=ipv4\n\n[DHCPv4]\nClientIdentifier=mac\n";
+const NETWORK: &str =
+    "[Match]\nDriver=virtio_net\n\n[Network]\nDHCP=ipv4\n\n[DHCPv4]\nClientIdentifier=mac\nUseDomains=yes\n";
 
 /// Waits for the address, and for the first route, which comes with it.
 fn wait_for_address(wanted: Option<Ipv4Addr>, seconds: u32) -> Result<()> {

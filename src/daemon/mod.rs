@@ -119,6 +119,7 @@ fn run(options: Options) -> Result<()> {
     let settings = Settings { bridge: options.bridge, subnet: options.subnet, uid };
     let served = Network::start(settings).and_then(|network| {
         let network = Arc::new(network);
+        network.serve_dns();
         network.serve_dhcp()?;
         smol::block_on(serve(&listener, &network, &path))?;
         Ok(network)

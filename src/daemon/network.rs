@@ -1,6 +1,7 @@
 //! The host's network as puterd keeps it: brings the bridge up, makes and removes TAPs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
 use std::process;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
@@ -14,12 +15,23 @@ use super::resolvers;
 use super::taps::{Action, Alias, Place};
 use crate::dhcp::server::Server;
 use crate::dhcp::{Config, Directory, Engine, Host};
+use crate::dns::{self, Names};
 use crate::net::address::{self, Address};
 use crate::net::link::{self, Link};
 use crate::net::nft::{self, Guest};
 use crate::net::{Socket, route, sysctl, tap};
-use crate::protocol::address::{Mac, tap_name};
+use crate::protocol::address::{Mac, Subnet, tap_name};
 use crate::protocol::daemon::{Lease, Status, Tap, TapRequest};
+
+/// The host's name servers.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// The VMs that have a TAP.
+#[derive(Debug, Default)]
+struct Known {
+    vms: BTreeMap<u32, Alias>,
+    ids: HashMap<String, u32>,
+}
 
 /// The bridge and its TAPs. One request at a time changes them.
 pub struct Network {
@@ -27,7 +39,7 @@ pub struct Network {
     place: Place,
     socket: Mutex<Socket>,
     /// The VM of each id, as of the last time the interfaces were listed: what DHCP answers from.
-    known: RwLock<BTreeMap<u32, Alias>>,
+    known: RwLock<Known>,
     /// What DHCP has lent.
     dhcp: Arc<Mutex<Engine>>,
     started: Instant,
@@ -149,6 +161,25 @@ impl Network {
         Ok(())
     }
 
+    /// Begins to answer DNS on the bridge, and tells guests so by DHCP; where it cannot, they are told of the host's own
+    /// servers.
+    pub fn serve_dns(self: &Arc<Self>) {
+        let served =
+            dns::server::Server::bind(&self.settings.bridge, self.clone(), RESOLV_CONF.into()).and_then(|server| {
+                let thread = thread::Builder::new().name("dns".into());
+                let work = move || {
+                    if let Err(error) = smol::block_on(server.run()) {
+                        log!("DNS has ended: {error:#}");
+                    }
+                };
+                thread.spawn(work).context("cannot start the DNS server's thread").map(drop)
+            });
+        match served {
+            Ok(()) => self.engine().name_server(self.settings.subnet.gateway(), dns::DOMAIN),
+            Err(error) => log!("no DNS for the guests' names: {error:#}; guests are told of the host's own servers"),
+        }
+    }
+
     fn engine(&self) -> MutexGuard<'_, Engine> {
         self.dhcp.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -160,7 +191,10 @@ impl Network {
     /// Lists the interfaces and keeps which VM has which id.
     fn refresh(&self, socket: &mut Socket) -> Result<Vec<Link>> {
         let links = link::list(socket).context("cannot list the interfaces")?;
-        let known = links.iter().filter_map(|l| self.place.owns(l)).map(|alias| (alias.id, alias)).collect();
+        let vms: BTreeMap<u32, Alias> =
+            links.iter().filter_map(|l| self.place.owns(l)).map(|alias| (alias.id, alias)).collect();
+        let ids = vms.values().map(|alias| (alias.vm.clone(), alias.id)).collect();
+        let known = Known { vms, ids };
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
         Ok(links)
     }
@@ -233,7 +267,24 @@ impl Directory for Network {
     fn host(&self, mac: Mac) -> Option<Host> {
         let id = mac.id()?;
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        Some(Host { vm: known.get(&id)?.vm.clone(), ip: self.settings.subnet.address(id)? })
+        Some(Host { vm: known.vms.get(&id)?.vm.clone(), ip: self.settings.subnet.address(id)? })
+    }
+}
+
+impl Names for Network {
+    fn address(&self, vm: &str) -> Option<Ipv4Addr> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        self.settings.subnet.address(*known.ids.get(vm)?)
+    }
+
+    fn name(&self, address: Ipv4Addr) -> Option<String> {
+        let id = self.settings.subnet.id(address)?;
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.vms.get(&id).map(|alias| alias.vm.clone())
+    }
+
+    fn subnet(&self) -> Subnet {
+        self.settings.subnet
     }
 }
 

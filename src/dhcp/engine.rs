@@ -24,7 +24,7 @@ pub struct Config {
     pub lease: Duration,
     /// Name servers; none leaves the option out.
     pub dns: Vec<Ipv4Addr>,
-    /// The clients' domain.
+    /// The clients' domain, in which they also look up names without a dot.
     pub domain: Option<String>,
     /// The link's MTU in bytes, told only when set.
     pub mtu: Option<u16>,
@@ -86,6 +86,12 @@ pub struct Engine {
 impl Engine {
     pub fn new(config: Config) -> Engine {
         Engine { config, held: BTreeMap::new() }
+    }
+
+    /// From now on clients are told of this name server, and of the domain that it knows.
+    pub fn name_server(&mut self, address: Ipv4Addr, domain: &str) {
+        self.config.dns = vec![address];
+        self.config.domain = Some(domain.to_owned());
     }
 
     /// The bridge's address, which answers come from.
@@ -207,8 +213,8 @@ impl Engine {
 
     /// The parameters in the client's order (RFC 2132, section 9.8), or all of them for one that names none.
     fn parameters(&self, writer: &mut Writer, request: &Request, host: &Host) {
-        use code::{BROADCAST, DNS, DOMAIN, HOSTNAME, MTU, ROUTER, SUBNET_MASK};
-        const ALL: &[u8] = &[SUBNET_MASK, ROUTER, DNS, HOSTNAME, DOMAIN, BROADCAST, MTU];
+        use code::{BROADCAST, DNS, DOMAIN, HOSTNAME, MTU, ROUTER, SEARCH, SUBNET_MASK};
+        const ALL: &[u8] = &[SUBNET_MASK, ROUTER, DNS, HOSTNAME, DOMAIN, SEARCH, BROADCAST, MTU];
         let subnet = self.config.subnet;
         let wanted = request.option(code::PARAMETERS).unwrap_or(ALL);
         let mut sent = [false; 256];
@@ -230,6 +236,7 @@ impl Engine {
                     }
                     HOSTNAME => writer.option(option, host.vm.as_bytes()),
                     DOMAIN => writer.option(option, self.config.domain.as_deref().unwrap_or_default().as_bytes()),
+                    SEARCH => writer.option(option, &self.config.domain.as_deref().map_or(Vec::new(), encoded)),
                     MTU => writer.option(option, self.config.mtu.map(u16::to_be_bytes).as_ref().map_or(&[], |v| v)),
                     _ => {}
                 }
@@ -246,6 +253,14 @@ impl Engine {
         let link = self.config.mtu.map_or(MAX_DATAGRAM, usize::from).clamp(MIN_DATAGRAM, MAX_DATAGRAM);
         asked.clamp(MIN_DATAGRAM, link) - HEADERS
     }
+}
+
+/// A domain as DNS writes it, which is how a search list holds it (RFC 3397).
+fn encoded(domain: &str) -> Vec<u8> {
+    let labels = domain.split('.').filter(|label| (1..=63).contains(&label.len()));
+    let mut bytes: Vec<u8> = labels.flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat()).collect();
+    bytes.push(0);
+    bytes
 }
 
 /// A guest's name for itself, kept only if it is plain.

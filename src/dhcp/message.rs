@@ -33,6 +33,8 @@ pub mod code {
     pub const T1: u8 = 58;
     pub const T2: u8 = 59;
     pub const CLIENT_ID: u8 = 61;
+    /// RFC 3397.
+    pub const SEARCH: u8 = 119;
     pub const END: u8 = 255;
 }
 

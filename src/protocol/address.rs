@@ -141,6 +141,12 @@ impl Subnet {
         (1..=self.last_id()).contains(&id).then(|| Ipv4Addr::from(u32::from(self.network) + id + FIRST_HOST))
     }
 
+    /// The id of the VM with this address.
+    pub fn id(self, address: Ipv4Addr) -> Option<u32> {
+        let id = u32::from(address).checked_sub(u32::from(self.network))?.checked_sub(FIRST_HOST)?;
+        self.address(id).map(|_| id)
+    }
+
     /// Whether the address lies in the network.
     pub fn contains(self, address: Ipv4Addr) -> bool {
         u32::from(address) & u32::from(self.mask()) == u32::from(self.network)

@@ -37,6 +37,18 @@ fn read(lab: &Lab, name: &str) -> String {
     std::fs::read_to_string(lab.dir.path().join(name)).unwrap_or_default()
 }
 
+/// What udhcpc tells its script in these variables, for the VM `web`.
+pub fn told(lab: &Lab, variables: &str) -> String {
+    lab.json::<Tap>("POST", "/v1/taps", r#"{"vm":"web","id":1}"#);
+    let holder = client(lab, "c1", MAC);
+    let log = lab.dir.path().join("told");
+    let words: Vec<String> = variables.split(' ').map(|name| format!("${name}")).collect();
+    let script = script(lab, "told.sh", &format!("[ $1 = bound ] && echo {} >{}", words.join(" "), log.display()));
+    lab.run(&holder, &format!("busybox udhcpc -f -q -n -i eth0 -s {script} -t 10 -T 1 -O search"));
+    lab.host("ip link delete c1");
+    std::fs::read_to_string(log).unwrap().trim().to_owned()
+}
+
 fn leases(lab: &Lab) -> Vec<Lease> {
     lab.json("GET", "/v1/leases", "")
 }

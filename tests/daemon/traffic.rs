@@ -10,7 +10,7 @@ use crate::lab::{LIMIT, Lab, Process, SERVER};
 use frames::Sender;
 
 #[path = "frames.rs"]
-mod frames;
+pub mod frames;
 
 #[test]
 #[ignore = "needs root"]

@@ -26,6 +26,7 @@ pub const TEST: &[&str] = &[
     "qemu-utils",
     "tcpdump",
     "isc-dhcp-client",
+    "dnsmasq-base",
     "udhcpc",
     "nftables",
     "curl",

@@ -205,6 +205,8 @@ const NETPLAN: &str = "network:
         driver: virtio_net
       dhcp4: true
       dhcp-identifier: mac
+      dhcp4-overrides:
+        use-domains: true
 ";
 
 /// Adds the last lines of a log to an error.

@@ -1,0 +1,198 @@
+//! Names on the bridge: each VM by its own, everything else from the host's name servers. What a query comes to is
+//! decided here, bytes in and bytes out; the sockets are in `server.rs`, the way to the host's servers in `upstream.rs`.
+
+pub mod server;
+mod upstream;
+
+use std::net::Ipv4Addr;
+
+use simple_dns::rdata::{A, OPT, PTR, RData, SOA};
+use simple_dns::{CLASS, Name, OPCODE, Packet, PacketFlag, QCLASS, QTYPE, Question, RCODE, ResourceRecord, TYPE};
+
+use crate::protocol::address::Subnet;
+
+/// The domain of the VMs.
+pub const DOMAIN: &str = "puter";
+/// What guests call the machine that they run on, unless a VM is called so.
+pub const HOST: &str = "host";
+/// Seconds for which an answer of ours may be kept: names come and go with their VMs.
+const TTL: u32 = 5;
+/// Bytes of a message's header (RFC 1035, section 4.1.1).
+const HEADER: usize = 12;
+/// What a client takes by UDP unless it says otherwise (RFC 1035, section 4.2.1), and what we say of ourselves.
+const UDP_SIZE: u16 = 1232;
+
+/// Whom the names stand for.
+pub trait Names {
+    /// The address of the VM with this name.
+    fn address(&self, vm: &str) -> Option<Ipv4Addr>;
+    /// The VM with this address.
+    fn name(&self, address: Ipv4Addr) -> Option<String>;
+    /// The VMs' network.
+    fn subnet(&self) -> Subnet;
+}
+
+/// What a query comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Answer(Vec<u8>),
+    /// The host's servers know, or do not.
+    Forward,
+    /// It is no query.
+    Ignore,
+}
+
+/// Decides about one message.
+pub fn handle(bytes: &[u8], names: &dyn Names) -> Outcome {
+    let Some(header) = bytes.first_chunk::<HEADER>() else { return Outcome::Ignore };
+    let count = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+    if header[2] & 0x80 != 0 {
+        return Outcome::Ignore;
+    }
+    if (header[2] >> 3) & 0x0f != 0 {
+        return Outcome::Answer(refusal(bytes, RCODE::NotImplemented));
+    }
+    // One question, and beside it at most EDNS and a signature: all that clients send (RFC 9619).
+    if count(4) != 1 || count(6) != 0 || count(8) != 0 || count(10) > 2 {
+        return Outcome::Answer(refusal(bytes, RCODE::FormatError));
+    }
+    let Ok(query) = Packet::parse(bytes) else { return Outcome::Answer(refusal(bytes, RCODE::FormatError)) };
+    let Some(question) = query.questions.first() else {
+        return Outcome::Answer(refusal(bytes, RCODE::FormatError));
+    };
+    if !matches!(question.qclass, QCLASS::CLASS(CLASS::IN) | QCLASS::ANY) {
+        return Outcome::Answer(refusal(bytes, RCODE::Refused));
+    }
+    match look_up(question, names) {
+        Found::Elsewhere => Outcome::Forward,
+        found => {
+            Outcome::Answer(answer(&query, question, found).unwrap_or_else(|| refusal(bytes, RCODE::ServerFailure)))
+        }
+    }
+}
+
+/// What we know of a question.
+enum Found {
+    Record(RData<'static>),
+    /// The name is there and has nothing of this type.
+    Nothing,
+    NoName,
+    Elsewhere,
+}
+
+fn look_up(question: &Question, names: &dyn Names) -> Found {
+    let Some(labels) = labels(&question.qname) else { return Found::Elsewhere };
+    let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+    let asks = |kind: TYPE| question.qtype == QTYPE::TYPE(kind) || question.qtype == QTYPE::ANY;
+    let machine = |name: &str| {
+        let address = names.address(name).or((name == HOST).then(|| names.subnet().gateway()))?;
+        Some(if asks(TYPE::A) { Found::Record(RData::A(A::from(address))) } else { Found::Nothing })
+    };
+    match labels.as_slice() {
+        [domain] if *domain == DOMAIN && names.address(DOMAIN).is_none() => Found::Nothing,
+        [name, domain] if *domain == DOMAIN => machine(name).unwrap_or(Found::NoName),
+        [.., domain] if labels.len() > 2 && *domain == DOMAIN => Found::NoName,
+        // A name without a dot is one of ours or nobody's: the servers of the internet have no business with it.
+        [name] => match machine(name) {
+            Some(found) => found,
+            None if asks(TYPE::A) || asks(TYPE::AAAA) => Found::NoName,
+            None => Found::Elsewhere,
+        },
+        [d, c, b, a, "in-addr", "arpa"] => {
+            let Ok(address) = format!("{a}.{b}.{c}.{d}").parse::<Ipv4Addr>() else { return Found::Elsewhere };
+            if !names.subnet().contains(address) {
+                return Found::Elsewhere;
+            }
+            let name = names.name(address).or((address == names.subnet().gateway()).then(|| HOST.to_string()));
+            let pointer = |name: String| Name::new(&format!("{name}.{DOMAIN}")).ok().map(Name::into_owned);
+            match name.and_then(pointer) {
+                Some(name) if asks(TYPE::PTR) => Found::Record(RData::PTR(PTR(name))),
+                Some(_) => Found::Nothing,
+                None => Found::NoName,
+            }
+        }
+        _ => Found::Elsewhere,
+    }
+}
+
+/// The name's labels in small letters (RFC 4343); `None` where one is no text.
+fn labels(name: &Name) -> Option<Vec<String>> {
+    let label = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(str::to_ascii_lowercase);
+    name.as_bytes().map(label).collect()
+}
+
+fn answer(query: &Packet, question: &Question, found: Found) -> Option<Vec<u8>> {
+    let mut reply = Packet::new_reply(query.id());
+    let recursion = query.has_flags(PacketFlag::RECURSION_DESIRED);
+    reply.set_flags(PacketFlag::AUTHORITATIVE_ANSWER | PacketFlag::RECURSION_AVAILABLE);
+    if recursion {
+        reply.set_flags(PacketFlag::RECURSION_DESIRED);
+    }
+    reply.questions.push(question.clone());
+    match found {
+        Found::Record(data) => {
+            reply.answers.push(ResourceRecord::new(question.qname.clone(), CLASS::IN, TTL, data));
+        }
+        nothing => {
+            if matches!(nothing, Found::NoName) {
+                *reply.rcode_mut() = RCODE::NameError;
+            }
+            // For how long this may be remembered (RFC 2308).
+            let zone = Name::new_unchecked(DOMAIN);
+            let soa = SOA {
+                mname: zone.clone(),
+                rname: zone.clone(),
+                serial: 1,
+                refresh: 3600,
+                retry: 600,
+                expire: 86_400,
+                minimum: TTL,
+            };
+            reply.name_servers.push(ResourceRecord::new(zone, CLASS::IN, TTL, RData::SOA(soa)));
+        }
+    }
+    // Who speaks EDNS is answered in it (RFC 6891, section 6.1.1).
+    if query.opt().is_some() {
+        *reply.opt_mut() = Some(OPT { opt_codes: Vec::new(), udp_packet_size: UDP_SIZE, version: 0 });
+    }
+    reply.build_bytes_vec_compressed().ok()
+}
+
+/// An answer without records. The question is repeated where it can be read.
+pub fn refusal(query: &[u8], code: RCODE) -> Vec<u8> {
+    let id = query.first_chunk().map_or(0, |bytes| u16::from_be_bytes(*bytes));
+    let mut reply = Packet::new_reply(id);
+    if query.get(2).is_some_and(|flags| flags & 1 != 0) {
+        reply.set_flags(PacketFlag::RECURSION_DESIRED);
+    }
+    reply.set_flags(PacketFlag::RECURSION_AVAILABLE);
+    *reply.rcode_mut() = code;
+    *reply.opcode_mut() = OPCODE::StandardQuery;
+    let counts = query.get(4..6) == Some(&[0, 1]);
+    let parsed = counts.then(|| question_end(query)).flatten();
+    let mut bytes = reply.build_bytes_vec().unwrap_or_default();
+    if let (Some(end), Some(question), true) = (parsed, query.get(HEADER..), bytes.len() == HEADER) {
+        bytes[5] = 1;
+        bytes.extend(&question[..end - HEADER]);
+    }
+    if let (Some(flags), Some(asked)) = (bytes.get_mut(2), query.get(2)) {
+        *flags |= asked & 0x78;
+    }
+    bytes
+}
+
+/// Where the first question ends, its type and class included. A name in a question is not compressed.
+fn question_end(message: &[u8]) -> Option<usize> {
+    let mut at = HEADER;
+    loop {
+        match *message.get(at)? {
+            0 => break,
+            length @ 1..=63 => at += 1 + usize::from(length),
+            _ => return None,
+        }
+    }
+    Some(at + 5).filter(|end| *end <= message.len() && at - HEADER < 255)
+}
+
+#[cfg(test)]
+mod tests;

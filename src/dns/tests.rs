@@ -1,0 +1,160 @@
+use simple_dns::rdata::OPTCode;
+
+use super::*;
+
+struct Two;
+
+impl Names for Two {
+    fn address(&self, vm: &str) -> Option<Ipv4Addr> {
+        match vm {
+            "web" => Some(Ipv4Addr::new(10, 0, 0, 11)),
+            "db" => Some(Ipv4Addr::new(10, 0, 0, 12)),
+            _ => None,
+        }
+    }
+
+    fn name(&self, address: Ipv4Addr) -> Option<String> {
+        (address == Ipv4Addr::new(10, 0, 0, 11)).then(|| "web".to_string())
+    }
+
+    fn subnet(&self) -> Subnet {
+        Subnet::default()
+    }
+}
+
+fn query(name: &str, kind: TYPE) -> Vec<u8> {
+    let mut packet = Packet::new_query(7);
+    packet.set_flags(PacketFlag::RECURSION_DESIRED);
+    packet.questions.push(Question::new(Name::new(name).unwrap(), kind.into(), CLASS::IN.into(), false));
+    packet.build_bytes_vec().unwrap()
+}
+
+/// The code, and the first answer as text.
+fn ask(name: &str, kind: TYPE) -> Option<(RCODE, String)> {
+    let bytes = match handle(&query(name, kind), &Two) {
+        Outcome::Answer(bytes) => bytes,
+        Outcome::Forward => return None,
+        Outcome::Ignore => panic!("it is a query"),
+    };
+    let reply = Packet::parse(&bytes).unwrap();
+    assert_eq!((reply.id(), reply.questions.len()), (7, 1));
+    assert!(reply.has_flags(PacketFlag::RESPONSE | PacketFlag::RECURSION_AVAILABLE | PacketFlag::RECURSION_DESIRED));
+    let text = reply.answers.first().map_or(String::new(), |record| match &record.rdata {
+        RData::A(a) => Ipv4Addr::from(a.address).to_string(),
+        RData::PTR(name) => name.0.to_string(),
+        other => format!("{other:?}"),
+    });
+    // What is not there is so for some seconds, and says it.
+    assert_eq!(text.is_empty(), reply.name_servers.len() == 1);
+    Some((reply.rcode(), text))
+}
+
+#[test]
+fn machines_have_their_names() {
+    let found = |text: &str| Some((RCODE::NoError, text.to_string()));
+    let missing = Some((RCODE::NameError, String::new()));
+    for (name, kind, expected) in [
+        ("web.puter", TYPE::A, found("10.0.0.11")),
+        ("web", TYPE::A, found("10.0.0.11")),
+        ("WEB.Puter", TYPE::A, found("10.0.0.11")),
+        ("db.puter", TYPE::A, found("10.0.0.12")),
+        ("web.puter", TYPE::AAAA, found("")),
+        ("web.puter", TYPE::MX, found("")),
+        ("puter", TYPE::A, found("")),
+        ("host.puter", TYPE::A, found("10.0.0.1")),
+        ("host", TYPE::A, found("10.0.0.1")),
+        ("nobody.puter", TYPE::A, missing.clone()),
+        ("nobody.puter", TYPE::TXT, missing.clone()),
+        ("nobody", TYPE::A, missing.clone()),
+        ("nobody", TYPE::AAAA, missing.clone()),
+        ("a.web.puter", TYPE::A, missing.clone()),
+        ("11.0.0.10.in-addr.arpa", TYPE::PTR, found("web.puter")),
+        ("1.0.0.10.in-addr.arpa", TYPE::PTR, found("host.puter")),
+        ("99.0.0.10.in-addr.arpa", TYPE::PTR, missing.clone()),
+        ("11.0.0.10.in-addr.arpa", TYPE::A, found("")),
+    ] {
+        assert_eq!(ask(name, kind), expected, "{name} {kind:?}");
+    }
+}
+
+#[test]
+fn the_rest_is_for_the_hosts_servers() {
+    for (name, kind) in [
+        ("example.org", TYPE::A),
+        ("example.org", TYPE::Unknown(65)),
+        ("puter.org", TYPE::A),
+        ("web.puter.org", TYPE::A),
+        ("org", TYPE::NS),
+        ("1.1.168.192.in-addr.arpa", TYPE::PTR),
+        ("x.0.0.10.in-addr.arpa", TYPE::PTR),
+        ("10.in-addr.arpa", TYPE::PTR),
+    ] {
+        assert_eq!(ask(name, kind), None, "{name} {kind:?}");
+    }
+}
+
+#[test]
+fn edns_is_answered_in_kind() {
+    let plain = query("web.puter", TYPE::A);
+    let mut packet = Packet::parse(&plain).unwrap();
+    let codes = vec![OPTCode { code: 10, data: vec![1; 8].into() }];
+    *packet.opt_mut() = Some(OPT { opt_codes: codes, udp_packet_size: 4096, version: 0 });
+    let Outcome::Answer(bytes) = handle(&packet.build_bytes_vec().unwrap(), &Two) else { panic!("it is a query") };
+    let reply = Packet::parse(&bytes).unwrap();
+    assert_eq!(reply.opt().map(|opt| opt.udp_packet_size), Some(UDP_SIZE));
+    assert_eq!(reply.answers.len(), 1);
+}
+
+#[test]
+fn what_is_no_good_query_is_refused_or_ignored() {
+    let code = |bytes: &[u8]| match handle(bytes, &Two) {
+        Outcome::Answer(bytes) => Some(bytes[3] & 0x0f),
+        Outcome::Forward => panic!("not this"),
+        Outcome::Ignore => None,
+    };
+    let good = query("web.puter", TYPE::A);
+    let with = |at: usize, byte: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = byte;
+        bytes
+    };
+    assert_eq!(code(&good), Some(0));
+    assert_eq!(code(&[]), None);
+    assert_eq!(code(&good[..11]), None);
+    assert_eq!(code(&with(2, 0x81)), None, "an answer");
+    assert_eq!(code(&with(2, 0x21)), Some(4), "an update");
+    assert_eq!(code(&with(5, 0)), Some(1), "no question");
+    assert_eq!(code(&with(5, 2)), Some(1), "two questions");
+    assert_eq!(code(&with(7, 1)), Some(1), "an answer in a query");
+    assert_eq!(code(&with(4, 0xff)), Some(1), "very many questions");
+    assert_eq!(code(&with(good.len() - 1, 3)), Some(5), "CHAOS");
+    assert_eq!(code(&good[..good.len() - 1]), Some(1), "cut off");
+    assert_eq!(code(&with(12, 0xc0)), Some(1), "a name that points to itself");
+    // What is refused names the question where there is one.
+    let refused = refusal(&good, RCODE::ServerFailure);
+    assert_eq!(Packet::parse(&refused).unwrap().questions.len(), 1);
+    assert_eq!(refused[12..], good[12..]);
+}
+
+#[test]
+fn no_bytes_make_it_fail() {
+    let mut random = 1_u64;
+    let mut next = || {
+        // Knuth's multiplier.
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) as usize
+    };
+    let seeds = [query("web.puter", TYPE::A), query("11.0.0.10.in-addr.arpa", TYPE::PTR), query("a.b", TYPE::TXT)];
+    for _ in 0..200_000 {
+        let mut bytes = seeds[next() % seeds.len()].clone();
+        for _ in 0..=next() % 4 {
+            let at = next() % bytes.len();
+            bytes[at] = next() as u8;
+        }
+        bytes.truncate(next() % (bytes.len() + 1) + usize::from(next() % 2 == 0) * bytes.len());
+        if let Outcome::Answer(answer) = handle(&bytes, &Two) {
+            assert!((HEADER..=512).contains(&answer.len()));
+            assert_eq!(answer[..2], bytes[..2]);
+        }
+    }
+}

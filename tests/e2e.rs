@@ -43,7 +43,13 @@ fn a_machine_is_made_used_stopped_started_again_and_deleted() {
     assert!(address.contains("10.0.0.11/24"), "{address}");
     assert!(host.ssh("web", "ip -4 address").contains("dynamic"), "the address came by DHCP");
     let netplan = host.ssh("web", "cat /etc/netplan/*.yaml");
-    assert!(netplan.contains("dhcp4: true") && netplan.contains("52:54:00:00:00:0b"), "{netplan}");
+    assert!(netplan.contains("dhcp4: true") && netplan.contains("driver: virtio_net"), "{netplan}");
+    // Its own name and the host's, through the guest's resolver.
+    for (name, address) in [("web.puter", "10.0.0.11"), ("host", "10.0.0.1")] {
+        let found = host.ssh("web", &format!("getent ahostsv4 {name}"));
+        assert!(found.starts_with(&format!("{address} ")), "{name}: {found}");
+    }
+    assert!(host.ssh("web", "getent hosts 10.0.0.1").ends_with("host.puter"));
     let route = host.ssh("web", "ip route get 203.0.113.1");
     assert!(route.contains("via 10.0.0.1"), "{route}");
     let page = host.ssh("web", "curl --silent --show-error --max-time 10 http://203.0.113.1/");

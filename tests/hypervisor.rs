@@ -130,7 +130,7 @@ fn a_guest_boots_pauses_resumes_and_powers_off() {
     client.pause().unwrap();
     assert_eq!(state(&client), Some(State::Paused));
     let error = client.pause().unwrap_err().to_string();
-    assert!(error.contains("It is paused"), "{error}");
+    assert!(error.contains("it is paused"), "{error}");
     client.resume().unwrap();
     client.power_button().unwrap(); // This guest does not listen to it.
     until("the guest to power off", dir.path(), || emulator.0.try_wait().unwrap().is_some());

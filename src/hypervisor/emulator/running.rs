@@ -29,7 +29,10 @@ use crate::sparse;
 
 /// How long the guest may take to let go of its vsock device.
 const UNPLUG_TIMEOUT: Duration = Duration::from_secs(15);
-/// How often it is asked whether the guest's driver has taken the vsock device, in a machine that boots and in one that
+/// The guest's memory, and what it is called where it is mapped (proc_pid_maps(5)).
+const MEMORY_NAME: &str = "guest";
+const MEMORY_MAP: &str = "/memfd:guest";
+/// How often is looked whether the guest's driver has taken the vsock device, in a machine that boots and in one that
 /// was given the device.
 const BOOT_PAUSE: Duration = Duration::from_millis(20);
 const PLUG_PAUSE: Duration = Duration::from_millis(5);
@@ -249,13 +252,21 @@ pub fn machine_of(restore: &Restore) -> Result<Machine> {
 /// Waits until the guest's driver has taken the vsock device and vhost-device-vsock has heard of it: a connection that
 /// comes in between would end its work. Returns at once when QEMU is gone, or is one before 7.2, which cannot tell.
 fn wait_for_driver(qmp: &Qmp, program: u32, pause: Duration) {
+    // QEMU is not asked over and over while the guest boots: it shares the guest's memory when the driver is there.
+    loop {
+        match std::fs::read_to_string(format!("/proc/{program}/maps")) {
+            Ok(maps) if maps.contains(MEMORY_MAP) => break,
+            Ok(_) => std::thread::sleep(pause),
+            Err(_) => return,
+        }
+    }
     let path = json!({ "path": "/machine/peripheral/vsock-0/virtio-backend" });
     let has_driver = |status: Value| status["status"].to_string().contains("DRIVER_OK");
     while let Ok(status) = qmp.run("x-query-virtio-status", path.clone()) {
         if has_driver(status) {
             break;
         }
-        std::thread::sleep(pause);
+        std::thread::sleep(Duration::from_millis(1));
     }
     // QEMU has sent all it has to say by now; who has read it sleeps.
     while is_busy(program) {
@@ -283,7 +294,8 @@ fn listens(socket: &Path) -> bool {
 
 /// The guest's memory.
 fn memory(size: u64) -> Result<File> {
-    let memory = rustix::fs::memfd_create("guest", MemfdFlags::CLOEXEC).context("cannot make the guest's memory")?;
+    let memory =
+        rustix::fs::memfd_create(MEMORY_NAME, MemfdFlags::CLOEXEC).context("cannot make the guest's memory")?;
     let memory = File::from(memory);
     memory.set_len(size).context("cannot make the guest's memory")?;
     Ok(memory)

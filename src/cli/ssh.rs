@@ -32,7 +32,7 @@ impl Ssh {
         let mut ssh = Command::new("ssh");
         // No file of the user's: an alias or a proxy meant for other hosts would hit the VM's address.
         ssh.args(["-F", "none", "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=yes"]);
-        ssh.args(["-o", "ConnectTimeout=5", "-o", "ConnectionAttempts=15", "-o", "LogLevel=ERROR"]);
+        ssh.args(["-o", "ConnectTimeout=30", "-o", "ConnectionAttempts=10", "-o", "LogLevel=ERROR"]);
         ssh.arg("-o").arg(format!("UserKnownHostsFile=\"{}\"", home.known_hosts(&vm.name).display()));
         ssh.args(["-o", "GlobalKnownHostsFile=none", "-o", "UpdateHostKeys=no"]);
         ssh.arg("-o").arg(format!("HostKeyAlias={}", vm.name));

@@ -8,8 +8,11 @@ use std::os::unix::fs::FileExt;
 
 use rustix::ioctl::{Updater, ioctl, opcode};
 
-use super::{BLOCK, PIECE, next_data};
+use super::{BLOCK, next_data};
 
+/// Bytes that are compared at once: each request has a price, and file systems take no more than this in one
+/// (BTRFS_MAX_DEDUPE_LEN).
+const PIECE: usize = 16 << 20;
 /// Shorter runs are left: each would be an extent of its own.
 const SHORTEST: usize = 8 * BLOCK;
 
@@ -37,6 +40,8 @@ const _: () = assert!(size_of::<Request>() == 56);
 /// # Errors
 /// When a file cannot be read. A file system that cannot share is no error.
 pub fn share_equal(older: &File, newer: &File) -> io::Result<u64> {
+    // Once for all of it: what is not on the disk yet would be written at each request for its own part.
+    newer.sync_data()?;
     let length = older.metadata()?.len().min(newer.metadata()?.len());
     let (mut one, mut other) = (vec![0; PIECE], vec![0; PIECE]);
     let (mut at, mut shared) = (0, 0);

@@ -36,6 +36,9 @@ pub struct SnapshotDelete {
     /// snapshots, as VM@SNAPSHOT
     #[argh(positional, arg_name = "snapshot")]
     snapshots: Vec<String>,
+    /// print JSON
+    #[argh(switch)]
+    json: bool,
 }
 
 /// A snapshot as JSON.
@@ -94,12 +97,17 @@ fn line(home: &Home, taken: &Taken) -> String {
 impl SnapshotDelete {
     pub fn run(self) -> Result<()> {
         let home = Home::from_env()?;
-        each(&self.snapshots, |text| {
+        let deleted = each(&self.snapshots, |text| {
             let reference: Reference = text.parse().map_err(|why: String| anyhow::anyhow!(why))?;
             let origin = snapshots::delete(&home, &reference)?;
-            output::print(&format!("{origin} deleted"));
-            Ok(())
+            if !self.json {
+                output::print(&format!("{origin} deleted"));
+            }
+            Ok(origin)
         })?;
+        if self.json {
+            output::print_json(&deleted)?;
+        }
         Ok(())
     }
 }

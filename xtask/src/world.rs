@@ -45,6 +45,12 @@ echo ready
 exec cat >/dev/null
 "#;
 
+/// What runs the world's machines: the emulator, or what PUTER_TEST_HYPERVISOR says (`auto`, or a path) on a host whose
+/// /dev/kvm every user may open.
+pub fn hypervisor() -> String {
+    std::env::var("PUTER_TEST_HYPERVISOR").unwrap_or_else(|_| "emulated".into())
+}
+
 /// The namespaces, a directory for puter's files, and the unprivileged user who runs it.
 pub struct World {
     dir: PathBuf,
@@ -169,7 +175,7 @@ impl World {
         command.arg(format!("HOME={}", self.dir.join("home").display()));
         command.arg(format!("PUTER_HOME={}", self.home().display()));
         // The caller's own systemd is outside of this world.
-        command.args(["PUTER_HYPERVISOR=emulated", "PUTER_SERVICE=no", "LC_ALL=C.UTF-8"]);
+        command.args(["PUTER_SERVICE=no", "LC_ALL=C.UTF-8"]).arg(format!("PUTER_HYPERVISOR={}", hypervisor()));
         command.args(variables.iter().map(|(name, value)| format!("{name}={value}")));
         command.arg(program);
         command

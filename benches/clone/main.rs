@@ -1,14 +1,20 @@
 //! How long a clone takes, against the hypervisor's own restore of the same snapshot and against a cold start.
 //!
 //! `cargo xtask bench clone` runs it with the emulator in a world of its own. With `--here` it uses the puter, the puterd
-//! and the default image of whoever calls it: so it is run on a host with KVM.
+//! and the default image of whoever calls it: so it is run on a host with KVM. `BENCH_MEMORY` is the machine's memory,
+//! `BENCH_TOUCH` how many MiB of it the guest fills before the snapshot.
+
+mod memory;
+mod offload;
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use offload::Offload;
 use puter::disk::qcow2;
 use puter::hypervisor::snapshot::{CONFIG, Own, prepare};
 use puter::hypervisor::{self, Kind, Launch, MemoryMode, Restore, process};
@@ -16,8 +22,9 @@ use puter::protocol::address::Mac;
 use puter::protocol::daemon::TapRequest;
 use puter::vm::agent::Agent;
 use puter::vm::home::Home;
-use puter::vm::settings::Settings;
+use puter::vm::settings::{Settings, show_size};
 use puter::vm::snapshots::{self, Snapshot};
+use puter::vm::state::Vm;
 use puter::vm::{daemon, files};
 
 const SOURCE: &str = "bench-source";
@@ -94,15 +101,32 @@ fn measure() -> Result<()> {
 /// How the hypervisor brings the memory back.
 struct Way {
     name: &'static str,
-    map: bool,
-    memory: MemoryMode,
+    how: How,
 }
 
-/// A machine that the hypervisor restored without puter.
+enum How {
+    /// By `--restore`, with the memory as a zone or as the hypervisor does it by itself.
+    Restore { map: bool, memory: MemoryMode },
+    /// From another process, which hands it over.
+    Offload { on_demand: bool },
+}
+
+/// How long a machine took to answer, and what it has of the memory then.
+#[derive(Clone, Copy)]
+struct Measured {
+    seconds: f64,
+    memory: memory::Memory,
+}
+
+/// A machine that the hypervisor brings back without puter.
 struct Bare {
     name: String,
-    process: hypervisor::Process,
+    own: Own,
     began: Instant,
+    child: Child,
+    start_time: u64,
+    /// Who hands it its memory, where somebody does.
+    _coming: Option<offload::Helper>,
 }
 
 impl Bench {
@@ -114,63 +138,112 @@ impl Bench {
         self.timed(&["start", SOURCE, "--memory", &self.memory], &[SOURCE], "boot")?;
         self.puter(&["stop", SOURCE])?;
         let (cold, _) = self.timed(&["start", SOURCE], &[SOURCE], "boot")?;
+        self.touch()?;
         self.puter(&["snapshot", SOURCE, "--name", "bench"])?;
         let snapshot = snapshots::find(&self.home, &format!("{SOURCE}@bench").parse().map_err(anyhow::Error::msg)?)?;
+        let paused = snapshot.paused.unwrap_or_default();
+        let offload = Offload::take(&self.home, &self.kind, SOURCE)?;
 
-        let ways = self.ways();
+        let ways = self.ways(offload.is_some());
         let (mut clones, mut wholes) = (Vec::new(), Vec::new());
         let mut bares = vec![Vec::new(); ways.len()];
-        for _ in 0..ROUNDS {
+        for round in 1..=ROUNDS {
             let (agent, whole) =
                 self.timed(&["clone", &format!("{SOURCE}@bench"), "bench-0"], &["bench-0"], "agent")?;
             self.puter(&["delete", "--force", "bench-0"])?;
+            eprintln!("round {round} of {ROUNDS}: clone {agent:.3} s, {whole:.3} s in all");
             clones.push(agent);
             wholes.push(whole);
             for (way, times) in ways.iter().zip(&mut bares) {
-                times.push(self.bare(&snapshot, 1, way)?);
+                let bare = self.bare(&snapshot, offload.as_ref(), 1, way)?;
+                eprintln!("    {}: {:.3} s", way.name, bare.seconds);
+                times.push(bare);
             }
         }
+        drop(offload);
         let names: Vec<String> = (0..MANY).map(|number| format!("bench-{number}")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let source = format!("{SOURCE}@bench");
         let mut words = vec!["clone", source.as_str()];
         words.extend(&names);
         let (many, many_whole) = self.timed(&words, &names, "agent")?;
+        let shares = self.shares(&names)?;
+        eprintln!("{MANY} clones: {many:.3} s, {many_whole:.3} s in all; each {shares}");
         words[0] = "delete";
         words[1] = "--force";
         self.puter(&words)?;
-        let bare_many = self.bare(&snapshot, MANY, &ways[0])?;
+        let bare_many = self.bare(&snapshot, None, MANY, &ways[0])?.seconds;
 
-        let (clone, whole) = (median(&mut clones), median(&mut wholes));
+        let (clone, whole) = (median(clones), median(wholes));
         let line = |what: &str, time: f64| println!("{what:<66} {time:8.3} s");
         line("cold `puter start`, to the agent's answer", cold);
+        line("paused for `puter snapshot`", paused);
         line("`puter clone`, to the agent's answer (median)", clone);
         line("`puter clone`, whole (median)", whole);
-        for (way, times) in ways.iter().zip(&mut bares) {
-            line(&format!("bare restore, {}, to the agent's answer (median)", way.name), median(times));
+        let times: Vec<f64> = bares.iter().map(|all| median(all.iter().map(|one| one.seconds).collect())).collect();
+        for ((way, time), all) in ways.iter().zip(&times).zip(&bares) {
+            line(&format!("bare restore, {}, to the agent's answer (median)", way.name), *time);
+            let private = median(all.iter().map(|one| one.memory.private as f64).collect());
+            println!("    its memory then: {} of its own", show_size(private as u64));
         }
         line(&format!("{MANY} clones in one command, to the last agent's answer"), many);
         line(&format!("{MANY} clones in one command, whole"), many_whole);
         line(&format!("{MANY} bare restores at once, to the last agent's answer"), bare_many);
-        println!();
-        for (way, times) in ways.iter().zip(&mut bares) {
-            println!("clone / bare restore, {}: {:.3}", way.name, clone / median(times));
+        println!("\neach of {MANY} clones once it runs (medians): {shares}\n");
+        for (way, time) in ways.iter().zip(&times) {
+            println!("clone / bare restore, {}: {:.3}", way.name, clone / time);
         }
         println!("clone / cold start:   {:.3}", clone / cold);
         println!("{MANY} clones / {MANY} bare: {:.3}", many / bare_many);
         Ok(())
     }
 
-    /// The ways of the hypervisor; the first is the one that puter takes.
-    fn ways(&self) -> Vec<Way> {
-        let mut ways = Vec::new();
-        if matches!(self.kind, Kind::CloudHypervisor { .. }) {
-            ways.push(Way { name: "memory mapped privately", map: true, memory: MemoryMode::Copy });
+    /// Has the guest fill as many MiB of its memory with what is not zero as `BENCH_TOUCH` says.
+    fn touch(&self) -> Result<()> {
+        let Some(size) = std::env::var("BENCH_TOUCH").ok().and_then(|text| text.parse::<u64>().ok()) else {
+            return Ok(());
+        };
+        let fill = format!(
+            "mkdir -p /run/touched && mount -t tmpfs -o size={size}m none /run/touched && \
+             yes puter | head -c {size}M >/run/touched/file"
+        );
+        self.puter(&["exec", SOURCE, "--", "/bin/sh", "-c", &fill])
+    }
+
+    /// What each of these machines has for itself, and what it shares.
+    fn shares(&self, names: &[&str]) -> Result<String> {
+        let (mut private, mut resident, mut share, mut disk) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for name in names {
+            let vm = Vm::load(&self.home, name)?.context("the clone is gone")?;
+            let memory = memory::of(vm.process.context("the clone does not run")?.pid)?;
+            private.push(memory.private as f64);
+            resident.push(memory.resident as f64);
+            share.push(memory.share as f64);
+            disk.push(std::fs::metadata(&vm.overlay)?.blocks() as f64 * 512.0);
         }
-        ways.push(Way { name: "memory copied", map: false, memory: MemoryMode::Copy });
+        let size = |all: Vec<f64>| show_size(median(all) as u64);
+        let (private, resident, share, disk) = (size(private), size(resident), size(share), size(disk));
+        Ok(format!("{resident} resident, {private} of it its own, {share} its share (PSS); disk {disk}"))
+    }
+
+    /// The ways of the hypervisor; the first is the one that puter takes.
+    fn ways(&self, offload: bool) -> Vec<Way> {
+        let restore = |name, map, memory| Way { name, how: How::Restore { map, memory } };
+        let copied = restore("memory copied", false, MemoryMode::Copy);
+        if !matches!(self.kind, Kind::CloudHypervisor { .. }) {
+            return vec![copied];
+        }
+        let mut ways = vec![restore("memory mapped privately", true, MemoryMode::Copy), copied];
         let allowed = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").unwrap_or_default();
-        if ways.len() > 1 && allowed.trim() == "1" {
-            ways.push(Way { name: "memory on demand", map: false, memory: MemoryMode::OnDemand });
+        let on_demand = allowed.trim() == "1";
+        if on_demand {
+            ways.push(restore("memory on demand", false, MemoryMode::OnDemand));
+        }
+        if offload {
+            ways.push(Way { name: "memory handed over", how: How::Offload { on_demand: false } });
+        }
+        if offload && on_demand {
+            ways.push(Way { name: "memory handed over on demand", how: How::Offload { on_demand: true } });
         }
         ways
     }
@@ -205,18 +278,22 @@ impl Bench {
         Ok((at, began.elapsed().as_secs_f64()))
     }
 
-    /// Lets the hypervisor restore so many machines at once, and tells when the agents of all have answered.
-    fn bare(&self, snapshot: &Snapshot, count: usize, way: &Way) -> Result<f64> {
+    /// Lets the hypervisor bring back so many machines at once, and tells when the agents of all have answered.
+    fn bare(&self, snapshot: &Snapshot, offload: Option<&Offload>, count: usize, way: &Way) -> Result<Measured> {
         let mut ready = Vec::new();
+        let directory = snapshot.directory(&self.home);
+        let (base, source) = match (&way.how, offload) {
+            (How::Offload { .. }, Some(offload)) => (offload.disk.clone(), offload.directory.clone()),
+            _ => (snapshot.disk(&self.home), directory),
+        };
         for number in 0..count {
             let name = format!("bench-bare-{number}");
             let id = FIRST_ID + number as u32;
             let tap = self.daemon.ensure_tap(&TapRequest { vm: name.clone(), id, isolated: false })?;
             let overlay = self.home.overlay(&name);
             files::remove(&overlay)?;
-            qcow2::create_overlay(&overlay, &snapshot.disk(&self.home), qcow2::Format::Qcow2, snapshot.machine.disk)?;
-            let directory = snapshot.directory(&self.home);
-            let config: serde_json::Value = serde_json::from_slice(&std::fs::read(directory.join(CONFIG))?)?;
+            qcow2::create_overlay(&overlay, &base, qcow2::Format::Qcow2, snapshot.machine.disk)?;
+            let config: serde_json::Value = serde_json::from_slice(&std::fs::read(source.join(CONFIG))?)?;
             let path = |field: &str| config["payload"][field].as_str().map(PathBuf::from);
             let own = Own {
                 disk: overlay,
@@ -227,21 +304,18 @@ impl Bench {
                 kernel: path("kernel").context("the snapshot names no kernel")?,
                 initrd: path("initramfs"),
             };
-            let source = self.home.restore(&name);
-            files::remove(&source)?;
-            prepare(&directory, &source, &own, way.map)?;
-            let api_socket = self.home.api(&name);
-            let restore = Restore { source, memory: way.memory, api_socket, events: None };
-            let sockets = vec![self.home.vsock(&name), self.home.serial(&name)];
-            ready.push((
-                name.clone(),
-                Launch::restore(&self.kind, &restore, sockets, &self.home.hypervisor_log(&name))?,
-            ));
+            let target = self.home.restore(&name);
+            files::remove(&target)?;
+            match &way.how {
+                How::Restore { map, .. } => prepare(&source, &target, &own, *map)?,
+                How::Offload { .. } => offload.context("nobody took the machine")?.prepare(&target, &own)?,
+            }
+            ready.push((name, own));
         }
         let began = Instant::now();
         let mut running = Vec::new();
-        for (name, launch) in ready {
-            running.push(Bare { name, process: launch.spawn()?, began });
+        for (name, own) in ready {
+            running.push(self.begin(name, own, offload, way, began)?);
         }
         let answered: Result<Vec<()>> = std::thread::scope(|scope| {
             let all: Vec<_> = running.iter().map(|bare| scope.spawn(|| self.answer(bare))).collect();
@@ -249,25 +323,47 @@ impl Bench {
                 .map(|one| one.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a thread panicked"))))
                 .collect()
         });
-        let took = began.elapsed().as_secs_f64();
-        for bare in running {
-            let (pid, start) = (bare.process.pid(), bare.process.start_time());
-            process::kill(pid, start, Duration::from_secs(10));
-            let _ = bare.process.into_child().wait();
+        let seconds = began.elapsed().as_secs_f64();
+        let memory = running.first().map(|bare| memory::of(bare.child.id()));
+        for mut bare in running {
+            process::kill(bare.child.id(), bare.start_time, Duration::from_secs(10));
+            let _ = bare.child.wait();
             self.forget(&bare.name);
         }
-        answered.map(|_| took)
+        answered?;
+        Ok(Measured { seconds, memory: memory.context("no machine")?? })
+    }
+
+    fn begin(&self, name: String, own: Own, offload: Option<&Offload>, way: &Way, began: Instant) -> Result<Bare> {
+        let source = self.home.restore(&name);
+        let (api_socket, log) = (self.home.api(&name), self.home.hypervisor_log(&name));
+        let (child, start_time, coming) = match (&way.how, offload) {
+            (How::Restore { memory, .. }, _) => {
+                let restore = Restore { source, memory: *memory, api_socket, events: None };
+                let sockets = vec![own.vsock.clone(), own.serial.clone()];
+                let process = Launch::restore(&self.kind, &restore, sockets, &log)?.spawn()?;
+                let start_time = process.start_time();
+                (process.into_child(), start_time, None)
+            }
+            (How::Offload { on_demand }, Some(offload)) => {
+                let (child, helper) = offload.restore(&self.kind, &source, &api_socket, &log, *on_demand)?;
+                let start_time = process::start_time(child.id()).unwrap_or(0);
+                (child, start_time, Some(helper))
+            }
+            (How::Offload { .. }, None) => anyhow::bail!("nobody took the machine"),
+        };
+        Ok(Bare { name, own, began, child, start_time, _coming: coming })
     }
 
     fn answer(&self, bare: &Bare) -> Result<()> {
-        let socket = self.home.vsock(&bare.name);
+        let socket = &bare.own.vsock;
         loop {
-            let asked = Agent::connect(&socket, Duration::from_secs(5))
-                .and_then(|mut agent| agent.ping(Duration::from_secs(5)));
+            let asked =
+                Agent::connect(socket, Duration::from_secs(5)).and_then(|mut agent| agent.ping(Duration::from_secs(5)));
             match asked {
                 Ok(_) => return Ok(()),
                 Err(error) => ensure!(
-                    bare.began.elapsed() < LIMIT && process::is_alive(bare.process.pid(), bare.process.start_time()),
+                    bare.began.elapsed() < LIMIT && process::is_alive(bare.child.id(), bare.start_time),
                     "{} does not answer: {error:#}\n{}",
                     bare.name,
                     files::tail(&self.home.hypervisor_log(&bare.name), 8)
@@ -302,7 +398,7 @@ fn exists(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok()
 }
 
-fn median(times: &mut [f64]) -> f64 {
+fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
 }

@@ -192,7 +192,7 @@ fn a_clone_is_a_new_machine_before_its_first_packet() {
     forwarding.args(["-o", "monitor", "fdb"]).stdout(Stdio::piped()).stderr(Stdio::null());
     let monitor = forwarding.spawn().unwrap();
     let mut capture = host.world.root("tcpdump");
-    capture.args(["-l", "-n", "-e", "-i", "puter0"]).stdout(Stdio::piped()).stderr(Stdio::null());
+    capture.args(["-l", "--immediate-mode", "-n", "-e", "-i", "puter0"]).stdout(Stdio::piped()).stderr(Stdio::null());
     let capture = capture.spawn().unwrap();
     let boot = sh(&host, "web", "busybox cat /proc/sys/kernel/random/boot_id");
     let session = {

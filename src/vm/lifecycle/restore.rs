@@ -1,6 +1,7 @@
 //! `restore` and `clone`: a machine that goes on from a snapshot, as itself or as a new one.
 
 use std::path::PathBuf;
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -8,13 +9,14 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use super::create::{NewVm, new_vm, reserve};
 use super::meet::{Knock, meet_agent};
 use super::snapshot::{SnapshotOptions, Taken, check, snapshot};
-use super::start::{boot_files, bring_up, check_disk, clean, connect, undo};
+use super::start::{boot_files, bring_up, check_disk, clean, connect, take_tap, tap_request, undo};
 use super::{Context, delete, stop};
 use crate::disk::chain::Chain;
 use crate::disk::qcow2;
 use crate::failpoint::reach;
 use crate::hypervisor::snapshot::{Own, prepare};
 use crate::hypervisor::{self, Kind, MemoryMode, Restore};
+use crate::protocol::daemon::Tap;
 use crate::sparse;
 use crate::vm::machine::{Action, Command, Event, Refusal, State};
 use crate::vm::snapshots::{self, Reference, Snapshot};
@@ -108,7 +110,10 @@ fn restore_locked(context: &Context, reference: &Reference, options: RestoreOpti
     drop(held);
     if with_memory {
         let former = vm.clone();
-        if let Err(error) = go_on(context, &mut vm, &daemon, &kind, &snapshot) {
+        let result = check_disk(&vm)
+            .and_then(|()| connect(context, &mut vm, &daemon))
+            .and_then(|()| go_on(context, &mut vm, &kind, &snapshot));
+        if let Err(error) = result {
             undo(context, &vm, former, &daemon, false);
             return Err(error);
         }
@@ -121,13 +126,11 @@ fn copy_disk(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
     copied.with_context(|| format!("cannot write {}", to.display()))
 }
 
-/// Starts the hypervisor with the snapshot's memory and meets the agent.
-fn go_on(context: &Context, vm: &mut Vm, daemon: &daemon::Client, kind: &Kind, snapshot: &Snapshot) -> Result<()> {
+/// Starts the hypervisor with the snapshot's memory and meets the agent; disk and TAP are there.
+fn go_on(context: &Context, vm: &mut Vm, kind: &Kind, snapshot: &Snapshot) -> Result<()> {
     let home = context.home;
     let name = vm.name.clone();
-    check_disk(vm)?;
     let (kernel, initrd) = boot_files(context, vm)?;
-    connect(context, vm, daemon)?;
     reach("restore: network made");
     clean(context, &name)?;
     let own = Own {
@@ -233,19 +236,26 @@ fn clone_locked(
         Ok(Vm { mounts: was.mounts.clone(), head: Some(snapshot.origin.clone()), ..vm })
     })?;
     let with_memory = snapshot.memory.is_some() && !options.disk_only;
-    let made = context.step(name, "disk", || {
-        files::remove(&vm.overlay)?;
-        clone_disk(context, snapshot, &vm, options.flatten)?;
-        reach("clone: disk made");
-        vm.advance(Event::Made)?;
-        vm.save(home)?;
-        reach("clone: state saved");
-        Ok(())
+    let request = tap_request(&vm);
+    let (made, tap) = std::thread::scope(|scope| {
+        // The kernel takes its time over a TAP's filter: the disk is made meanwhile.
+        let tap = with_memory.then(|| scope.spawn(|| daemon.ensure_tap(&request)));
+        let made = context.step(name, "disk", || {
+            files::remove(&vm.overlay)?;
+            clone_disk(context, snapshot, &vm, options.flatten)?;
+            reach("clone: disk made");
+            vm.advance(Event::Made)?;
+            vm.save(home)?;
+            reach("clone: state saved");
+            check_disk(&vm)
+        });
+        let joined = |tap: ScopedJoinHandle<'_, Result<Tap>>| tap.join().unwrap_or_else(|_| Err(anyhow!("a panic")));
+        (made, tap.map(|tap| context.step(name, "network", || joined(tap))))
     });
     let former = vm.clone();
-    let result = made.and_then(|()| match with_memory {
-        true => go_on(context, &mut vm, &daemon, kind, snapshot),
-        false => Ok(()),
+    let result = made.and_then(|()| match tap {
+        Some(tap) => take_tap(&mut vm, tap).and_then(|()| go_on(context, &mut vm, kind, snapshot)),
+        None => Ok(()),
     });
     match result {
         Ok(()) => Ok(Restored { vm, took: began.elapsed(), snapshot: snapshot.clone() }),

@@ -14,7 +14,7 @@ use crate::failpoint::reach;
 use crate::hypervisor::virtiofs::Server;
 use crate::hypervisor::{self, Disk, DiskFormat, Kind, Machine, Net, Serial, Share, Vsock};
 use crate::image::{Reference, Store};
-use crate::protocol::daemon::TapRequest;
+use crate::protocol::daemon::{Tap, TapRequest};
 use crate::vm::daemon::{self, Refused};
 use crate::vm::machine::{Action, Command, Event, Refusal, State};
 use crate::vm::settings::show_size;
@@ -318,13 +318,21 @@ fn run(
 
 /// Has puterd make the VM's TAP.
 pub(super) fn connect(context: &Context, vm: &mut Vm, daemon: &daemon::Client) -> Result<()> {
-    let name = vm.name.clone();
-    let request = TapRequest { vm: name.clone(), id: vm.id, isolated: false };
-    let tap = context.step(&name, "network", || daemon.ensure_tap(&request)).map_err(|error| {
-        match error.downcast_ref::<Refused>() {
-            Some(refused) if refused.status == 409 => error.context(format!("cannot connect '{name}' to the network")),
-            _ => error,
-        }
+    let made = context.step(&vm.name, "network", || daemon.ensure_tap(&tap_request(vm)));
+    take_tap(vm, made)
+}
+
+/// The TAP that the VM needs.
+pub(super) fn tap_request(vm: &Vm) -> TapRequest {
+    TapRequest { vm: vm.name.clone(), id: vm.id, isolated: false }
+}
+
+/// Takes puterd's answer to the request.
+pub(super) fn take_tap(vm: &mut Vm, made: Result<Tap>) -> Result<()> {
+    let name = &vm.name;
+    let tap = made.map_err(|error| match error.downcast_ref::<Refused>() {
+        Some(refused) if refused.status == 409 => error.context(format!("cannot connect '{name}' to the network")),
+        _ => error,
     })?;
     ensure!(
         tap.mac == vm.mac && tap.ip == vm.ip,

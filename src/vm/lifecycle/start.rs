@@ -40,6 +40,8 @@ pub struct StartOptions {
     pub mounts: Option<Vec<Mount>>,
     pub restart: Option<Restart>,
     pub autostart: Option<bool>,
+    /// Whether the VM is kept from all others.
+    pub isolate: Option<bool>,
     /// This start is the restart that the state says is due: it happens only if that still holds.
     pub retry: Option<Retry>,
 }
@@ -164,6 +166,11 @@ pub fn change(context: &Context, name: &str, options: &StartOptions) -> Result<V
         let due = vm.retry;
         resources(&mut vm, options)?;
         vm.retry = due.filter(|_| vm.restart != Restart::No);
+        // A TAP that there is takes it on at once; before the state says so, since a wish is no isolation.
+        if options.isolate.is_some() && vm.is_alive() {
+            let asked = daemon::Client::new(context.home).ensure_tap(&tap_request(&vm));
+            asked.with_context(|| format!("cannot change the network of '{name}'"))?;
+        }
         vm.save(context.home)?;
         Ok(vm)
     })
@@ -248,6 +255,7 @@ pub(super) fn resources(vm: &mut Vm, options: &StartOptions) -> Result<()> {
     }
     vm.restart = options.restart.unwrap_or(vm.restart);
     vm.autostart = options.autostart.unwrap_or(vm.autostart);
+    vm.isolate = options.isolate.unwrap_or(vm.isolate);
     vm.retry = options.retry;
     if let Some(disk) = options.disk.filter(|disk| *disk > vm.disk) {
         // The overlay first: a state that says less than there is does no harm.
@@ -316,15 +324,19 @@ fn run(
     meet_agent(context, vm, &knock, false)
 }
 
+/// What the VM asks of puterd.
+fn tap_request(vm: &Vm) -> TapRequest {
+    TapRequest { vm: vm.name.clone(), id: vm.id, isolated: vm.isolate }
+}
+
 /// Has puterd make the VM's TAP.
 pub(super) fn connect(context: &Context, vm: &mut Vm, daemon: &daemon::Client) -> Result<()> {
     let name = vm.name.clone();
-    let request = TapRequest { vm: name.clone(), id: vm.id, isolated: false };
-    let tap = context.step(&name, "network", || daemon.ensure_tap(&request)).map_err(|error| {
-        match error.downcast_ref::<Refused>() {
-            Some(refused) if refused.status == 409 => error.context(format!("cannot connect '{name}' to the network")),
-            _ => error,
-        }
+    let tap = context.step(&name, "network", || daemon.ensure_tap(&tap_request(vm))).map_err(|error| match error
+        .downcast_ref::<Refused>()
+    {
+        Some(refused) if refused.status == 409 => error.context(format!("cannot connect '{name}' to the network")),
+        _ => error,
     })?;
     ensure!(
         tap.mac == vm.mac && tap.ip == vm.ip,

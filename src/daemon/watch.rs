@@ -56,14 +56,14 @@ impl Efforts {
         self.0.get(&part).map_or(now, |effort| (effort.last + effort.pause()).max(now))
     }
 
-    /// Notes that it was mended, or that mending it failed; true from the time on that it is contested.
+    /// Notes that it was mended, or that mending it failed; true when it has just become contested.
     fn mended(&mut self, part: Part, now: Instant) -> bool {
         let effort = self.0.entry(part).or_insert(Effort { count: 0, last: now });
         if now.saturating_duration_since(effort.last) > PEACE {
             effort.count = 0;
         }
         *effort = Effort { count: effort.count + 1, last: now };
-        effort.is_contested()
+        effort.count == AT_ONCE + 1
     }
 
     /// Forgets what has been at peace, and tells what has not.
@@ -153,7 +153,7 @@ fn look(kept: &dyn Kept, efforts: &mut Efforts) -> Option<Instant> {
             Err(error) => log!("{part}: {error:#}"),
         }
         if efforts.mended(part, Instant::now()) {
-            log!("{part} have been undone again and again; the next time puterd waits before it puts them back");
+            log!("something undoes {part} again and again; from now on puterd waits longer each time");
         }
         // It may not have worked.
         let again = efforts.due(part, Instant::now());
@@ -178,7 +178,7 @@ mod tests {
             let due = efforts.due(Part::Filter, now);
             pauses.push(due - now);
             now = due;
-            assert_eq!(efforts.mended(Part::Filter, now), count > AT_ONCE, "{count}");
+            assert_eq!(efforts.mended(Part::Filter, now), count == AT_ONCE + 1, "{count}");
         }
         assert!(pauses[..3].iter().all(Duration::is_zero), "{pauses:?}");
         assert_eq!(pauses[3], FIRST_PAUSE);

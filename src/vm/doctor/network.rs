@@ -97,7 +97,9 @@ fn chain(firewall: &Firewall, bridge: &str) -> Check {
             format!("{} && {}", rule("iifname"), rule("oifname"))
         }
     };
-    advice("firewall", format!("{drops}: {what}"), mend).by_command()
+    let lasting = "the command holds until that firewall is loaded anew";
+    let note = if mend == FIREWALLD.replace("puter0", bridge) { String::new() } else { format!("; {lasting}") };
+    advice("firewall", format!("{drops}: {what}{note}"), mend).by_command()
 }
 
 /// Nobody who may look at the rules runs.

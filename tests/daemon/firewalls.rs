@@ -3,7 +3,7 @@
 use puter::protocol::daemon::{Firewall, Status};
 use rustix::process::Signal;
 
-use crate::lab::{Lab, Process, wait};
+use crate::lab::{Lab, Process, UID, wait};
 
 /// What docker makes in iptables' table: what it does not know is dropped, and containers are closed to others.
 const DOCKER: &str = "iptables -P FORWARD DROP; iptables -N DOCKER-USER; iptables -N DOCKER; \
@@ -121,6 +121,20 @@ fn a_firewall_that_is_not_shared_is_named_and_left_alone() {
     let own = find("own");
     assert!(own.hook == "input" && own.by_policy && !own.passes, "{own:?}");
     assert_eq!(lab.host("nft list table inet firewalld; nft list table inet own"), before);
+    // Doctor names the chains, and the command that it tells mends.
+    let mut doctor = lab.as_user(UID, &[]);
+    doctor.arg(lab.dir.path().join("puter-multi")).args(["puter", "doctor", "--json"]).env("HOME", lab.home());
+    let report: serde_json::Value = serde_json::from_slice(&doctor.output().unwrap().stdout).unwrap();
+    let mend = |chain: &str| {
+        let all = report["checks"].as_array().unwrap();
+        let check = all.iter().find(|check| check["found"].as_str().unwrap().contains(chain)).unwrap();
+        check["mend"].as_str().unwrap().to_owned()
+    };
+    assert!(mend("nftables' inet firewalld filter_FORWARD drops").contains("firewall-cmd --permanent"), "{report}");
+    let command = mend("nftables' inet own input drops").replace("sudo ", "");
+    assert!(!pings(&lab, &guest, "10.0.0.1"));
+    lab.host(&command);
+    assert!(pings(&lab, &guest, "10.0.0.1") && find("own").passes, "{command}");
     // As firewall-cmd does for an interface that is in a zone.
     lab.host("nft add rule inet firewalld zones iifname puter0 accept; nft add rule inet firewalld zones oifname puter0 accept");
     assert!(pings(&lab, &guest, "203.0.113.1") && find("firewalld").passes);

@@ -51,6 +51,8 @@ fn bash_completes_commands_options_names_and_files() {
     assert_eq!(complete("puter start ''"), "web worker-two");
     assert_eq!(complete("puter start wo"), "worker-two");
     assert_eq!(complete("puter start web --no-w"), "--no-wait");
+    assert_eq!(complete("puter set web --isol"), "--isolate");
+    assert_eq!(complete("puter set web --isolate ''"), "yes no");
     assert_eq!(complete("puter init --kernel ba"), "bash", "a file");
     assert_eq!(complete("puter cp zs"), "zsh");
     assert_eq!(complete("puter no-such-command ''"), "");

@@ -4,10 +4,18 @@
 mod dhcp;
 #[path = "daemon/dns.rs"]
 mod dns;
+#[path = "daemon/firewalls.rs"]
+mod firewalls;
+#[path = "daemon/hostile.rs"]
+mod hostile;
+#[path = "daemon/isolation.rs"]
+mod isolation;
 #[path = "daemon/lab.rs"]
 mod lab;
 #[path = "daemon/traffic.rs"]
 mod traffic;
+#[path = "daemon/upkeep.rs"]
+mod upkeep;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -59,6 +67,8 @@ fn the_hosts_network_is_made_ready() {
     let squeezed: Vec<&str> = rules.lines().map(str::trim).filter(|l| !l.is_empty() && *l != "}").collect();
     let expected = [
         "table inet puter {",
+        "set isolated {",
+        "type ipv4_addr",
         "chain input {",
         "type filter hook input priority filter; policy accept;",
         r#"iifname != "puter0" accept"#,
@@ -71,6 +81,8 @@ fn the_hosts_network_is_made_ready() {
         "drop",
         "chain forward {",
         "type filter hook forward priority filter; policy accept;",
+        r#"iifname "puter0" oifname "puter0" ip saddr @isolated drop"#,
+        r#"iifname "puter0" oifname "puter0" ip daddr @isolated drop"#,
         r#"iifname "puter0" oifname "puter0" accept"#,
         r#"iifname "puter0" ip saddr 10.0.0.0/24 accept"#,
         r#"iifname "puter0" drop"#,
@@ -79,6 +91,13 @@ fn the_hosts_network_is_made_ready() {
         "chain postrouting {",
         "type nat hook postrouting priority srcnat; policy accept;",
         r#"ip saddr 10.0.0.0/24 oifname != "puter0" masquerade"#,
+        "table bridge puter {",
+        "set isolated {",
+        "type ifname",
+        "chain forward {",
+        "type filter hook forward priority filter; policy accept;",
+        "iifname @isolated drop",
+        "oifname @isolated drop",
     ];
     assert_eq!(squeezed, expected, "{rules}");
     let status: Status = lab.json("GET", "/v1/status", "");

@@ -270,6 +270,42 @@ fn a_directory_of_the_host_is_in_the_guest_and_read_only_means_it() {
 
 #[test]
 #[ignore = "needs root"]
+fn a_vm_is_isolated_when_it_is_made_or_while_it_runs() {
+    let host = host();
+    host.ok(&["start", "web", "db", "--memory", "256M"]);
+    let reaches = |from: &str, address: &str| {
+        let ping = ["exec", from, "--", "/bin/busybox", "ping", "-c", "1", "-W", "2", address];
+        host.world.puter(&ping).unwrap().status.success()
+    };
+    let (web, db) = ("10.0.0.11", "10.0.0.12");
+    assert!(reaches("web", db) && reaches("db", web));
+    assert!(host.ok(&["set", "web", "--isolate", "yes"]).ends_with(", isolated"));
+    assert_eq!(info(&host, "web")["isolate"], true);
+    assert!(host.ok(&["info", "web"]).contains("isolated:"));
+    assert!(!reaches("web", db) && !reaches("db", web));
+    assert!(reaches("web", "10.0.0.1") && reaches("web", "203.0.113.1"), "the host and the outside are there");
+    // It stays so, for its clones too.
+    host.ok(&["restart", "web"]);
+    assert!(!reaches("web", db) && !reaches("db", web));
+    host.ok(&["stop", "web"]);
+    host.ok(&["clone", "web", "copy"]);
+    assert_eq!(info(&host, "copy")["isolate"], true);
+    host.ok(&["set", "web", "--isolate", "no"]);
+    host.ok(&["start", "web"]);
+    assert!(reaches("web", db) && reaches("db", web));
+    // The setting is for new ones alone; the option comes before it.
+    let with = |args: &[&str]| {
+        let output = host.world.command_with(&[("PUTER_ISOLATE", "yes")], "puter").args(args).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    };
+    with(&["start", "alone", "--memory", "256M"]);
+    with(&["restart", "web"]);
+    assert_eq!((&info(&host, "alone")["isolate"], &info(&host, "web")["isolate"]), (&true.into(), &false.into()));
+    assert!(!reaches("alone", web));
+}
+
+#[test]
+#[ignore = "needs root"]
 fn traffic_goes_on_whatever_happens_to_puterd() {
     let host = host();
     host.ok(&["start", "web", "--memory", "256M"]);

@@ -183,7 +183,7 @@ fn values(option: &str, known: &dyn Known) -> Vec<(String, String)> {
     match option {
         "--image" => known.images().into_iter().map(|image| (image, "image".to_string())).collect(),
         "--restart" => plain(&["no", "on-failure", "always"]),
-        "--autostart" => plain(&["yes", "no"]),
+        "--autostart" | "--isolate" => plain(&["yes", "no"]),
         "--kernel" | "--initrd" | "--mount" => plain(&[FILES]),
         _ => Vec::new(),
     }

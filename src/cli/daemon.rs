@@ -6,10 +6,12 @@ use anyhow::{Context, Result, anyhow};
 use argh::{ArgsInfo, FromArgs};
 
 use super::{Quiet, output, with_context};
+use crate::protocol::ports::show_list;
 use crate::vm::Hint;
 use crate::vm::daemon::{self, Client};
 use crate::vm::home::Home;
 use crate::vm::service::{self, Service};
+use crate::vm::settings::Settings;
 
 /// Start, stop and ask puterd, which makes the VMs' network.
 #[derive(ArgsInfo, FromArgs)]
@@ -85,9 +87,14 @@ impl Daemon {
     }
 }
 
+/// What puterd is told of the settings.
+fn network(settings: &Settings) -> daemon::Network<'_> {
+    daemon::Network { subnet: settings.subnet, host_ports: &settings.host_ports }
+}
+
 fn start(no_service: bool) -> Result<()> {
     with_context(|context| {
-        match daemon::start(context.home, context.settings.subnet, context.settings.service && !no_service)? {
+        match daemon::start(context.home, &network(context.settings), context.settings.service && !no_service)? {
             None => output::print("puterd runs already"),
             Some(status) => output::print(&format!(
                 "puterd runs (process {}): bridge {} at {}",
@@ -122,7 +129,7 @@ fn enable() -> Result<()> {
         let service = service(context.home)?;
         let puterd = daemon::program()?;
         let puter = puterd.with_file_name("puter");
-        service.enable(context.home, context.settings.subnet, &puterd, &puter)?;
+        service.enable(context.home, &network(context.settings), &puterd, &puter)?;
         output::print("puterd starts with your services, and after it the VMs with `puter set NAME --autostart yes`");
         if service::lingers() == Some(false) {
             eprintln!(
@@ -169,15 +176,20 @@ fn status(json: bool) -> Result<()> {
                 return output::print_json(&Shown { status, unit, enabled });
             }
             let by = unit.as_deref().map_or("puter".to_string(), |unit| format!("systemd ({unit})"));
+            let open = show_list(&status.host_ports);
             let rows = [
                 ["puterd:", &format!("version {}, process {}", status.version, status.pid)],
                 ["up:", &output::show_seconds(status.uptime)],
                 ["bridge:", &format!("{} at {}", status.bridge, status.subnet)],
                 ["taps:", &status.taps.to_string()],
+                ["host ports:", if open.is_empty() { "-" } else { &open }],
                 ["run by:", &by],
                 ["at boot:", if enabled { "yes" } else { "no" }],
             ];
             output::print(&output::table(&rows.map(|row| row.map(String::from))));
+            for problem in &status.problems {
+                eprintln!("puter: {problem}");
+            }
             Ok(())
         }
         Err(error) if json => {

@@ -87,7 +87,7 @@ impl Doctor {
             let status = command.status();
             let status = status.context("cannot run sh")?;
             let now = doctor::examine(home, settings);
-            let mended = now.iter().find(|now| now.name == check.name).is_none_or(|now| now.state == State::Ok);
+            let mended = is_mended(check, checks, &now);
             eprintln!(
                 "  {}",
                 match (mended, status.success()) {
@@ -113,6 +113,13 @@ impl Doctor {
     }
 }
 
+/// Whether a lack is gone. Of several checks with one name each has its own command.
+fn is_mended(check: &Check, before: &[Check], now: &[Check]) -> bool {
+    let alone = before.iter().filter(|other| other.name == check.name).count() == 1;
+    let left = |other: &&Check| other.name == check.name && other.state != State::Ok;
+    !now.iter().filter(left).any(|other| alone || other.mend == check.mend)
+}
+
 fn show(check: &Check) {
     output::print(&format!("{:<7} {}: {}", check.state.word(), check.name, check.found));
     if let Some(mend) = &check.mend {
@@ -126,4 +133,28 @@ fn path_with_puter() -> std::ffi::OsString {
     let own = std::env::current_exe().ok().and_then(|exe| exe.parent().map(PathBuf::from));
     let all = own.into_iter().chain(std::env::split_paths(&path));
     std::env::join_paths(all).unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_of_several_lacks_is_mended_by_its_own_command() {
+        let check = |name, state, mend: &str| Check {
+            name,
+            state,
+            found: String::new(),
+            mend: Some(mend.to_owned()),
+            is_command: true,
+        };
+        let (one, two) = (check("firewall", State::Advice, "one"), check("firewall", State::Advice, "two"));
+        let before = [one.clone(), two.clone()];
+        let now = [check("firewall", State::Ok, "one"), two.clone()];
+        assert!(is_mended(&one, &before, &now) && !is_mended(&two, &before, &now));
+        let puterd = check("puterd", State::Missing, "grant");
+        let other = check("puterd", State::Missing, "start");
+        assert!(!is_mended(&puterd, std::slice::from_ref(&puterd), &[other]));
+        assert!(is_mended(&puterd, std::slice::from_ref(&puterd), &[]));
+    }
 }

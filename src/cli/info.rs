@@ -55,6 +55,8 @@ pub struct Shown<'a> {
     pub mounts: &'a [Mount],
     pub restart: Restart,
     pub autostart: bool,
+    /// Whether it and all other VMs are kept from each other.
+    pub isolate: bool,
     /// How it last ended by itself.
     pub exit: Option<&'a Exit>,
     /// Restarts in a row, and when the next is due.
@@ -88,6 +90,7 @@ impl<'a> Shown<'a> {
             mounts: &vm.mounts,
             restart: vm.restart,
             autostart: vm.autostart,
+            isolate: vm.isolate,
             exit: vm.exit.as_ref().filter(|_| !alive),
             retry: vm.retry,
         }
@@ -116,6 +119,9 @@ impl<'a> Shown<'a> {
         row("address", self.ip.to_string());
         row("mac", self.mac.to_string());
         row("tap", self.tap.to_string());
+        if self.isolate {
+            row("isolated", "from all other VMs".to_string());
+        }
         row("vsock cid", self.cid.to_string());
         row("cpus", self.cpus.to_string());
         row("memory", show_size(self.memory));

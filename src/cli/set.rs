@@ -37,6 +37,9 @@ pub struct Set {
     /// whether the VM starts with the user's services: yes or no
     #[argh(option, from_str_fn(yes_or_no), arg_name = "answer")]
     autostart: Option<bool>,
+    /// whether the VM and all others are kept from each other: yes or no
+    #[argh(option, from_str_fn(yes_or_no), arg_name = "answer")]
+    isolate: Option<bool>,
 }
 
 impl Set {
@@ -48,6 +51,7 @@ impl Set {
             mounts: (self.no_mount || !self.mount.is_empty()).then_some(self.mount),
             restart: self.restart,
             autostart: self.autostart,
+            isolate: self.isolate,
             ..StartOptions::default()
         };
         if options == StartOptions::default() {
@@ -59,8 +63,9 @@ impl Set {
                 let vm = lifecycle::change(context, name, &options)?;
                 let (memory, disk) = (show_size(vm.memory), show_size(vm.disk));
                 let autostart = if vm.autostart { ", autostart" } else { "" };
+                let isolate = if vm.isolate { ", isolated" } else { "" };
                 output::print(&format!(
-                    "{name}: {} cpus, {memory} of memory, {disk} of disk, restart {}{autostart}",
+                    "{name}: {} cpus, {memory} of memory, {disk} of disk, restart {}{autostart}{isolate}",
                     vm.cpus,
                     vm.restart.word()
                 ));

@@ -36,6 +36,9 @@ pub struct Start {
     /// whether the VM starts with the user's services: yes or no
     #[argh(option, from_str_fn(yes_or_no), arg_name = "answer")]
     autostart: Option<bool>,
+    /// whether the VM and all others are kept from each other: yes or no
+    #[argh(option, from_str_fn(yes_or_no), arg_name = "answer")]
+    isolate: Option<bool>,
     /// start the VMs that are to start by themselves, and no other
     #[argh(switch)]
     boot: bool,
@@ -58,6 +61,7 @@ impl Start {
             mounts: Some(self.mount).filter(|mounts| !mounts.is_empty()),
             restart: self.restart,
             autostart: self.autostart,
+            isolate: self.isolate,
             retry: None,
         };
         with_context(|context| {

@@ -4,6 +4,7 @@ use crate::net::address::Address;
 use crate::net::link::Link;
 use crate::net::route::{self, Route};
 use crate::protocol::address::{MAX_INTERFACE_NAME, Mac, Subnet};
+use crate::protocol::ports::HostPort;
 
 /// The bridge's MAC: the addressing rule applied to its host number 1. It stays the same whatever ports come and go,
 /// so that guests' ARP entries stay right.
@@ -17,6 +18,8 @@ pub struct Settings {
     pub subnet: Subnet,
     /// The user whom puterd serves.
     pub uid: u32,
+    /// Ports of the host that guests may reach.
+    pub host_ports: Vec<HostPort>,
 }
 
 /// How to get there from what is there.
@@ -106,23 +109,27 @@ fn own(settings: &Settings, link: &Link, unused: bool) -> Result<(), String> {
     })
 }
 
-/// Looks for a route or an address of another interface in the subnet.
+/// Refuses a subnet in which another interface has a route or an address.
 fn clash(settings: &Settings, own: u32, links: &[Link], addresses: &[Address], routes: &[Route]) -> Result<(), String> {
-    let subnet = settings.subnet;
+    match overlap(settings.subnet, own, links, addresses, routes) {
+        Some(what) => Err(format!("{what}: {FREE_RANGE}")),
+        None => Ok(()),
+    }
+}
+
+/// The way out of an overlap.
+pub const FREE_RANGE: &str = "start puterd with --subnet and a free range, such as --subnet 10.87.0.1/24";
+
+/// Looks for a route or an address of another interface than `own` in the subnet, and says which.
+pub fn overlap(subnet: Subnet, own: u32, links: &[Link], addresses: &[Address], routes: &[Route]) -> Option<String> {
     let name = |index: u32| links.iter().find(|l| l.index == index).map_or("an interface", |l| l.name.as_str());
-    let remedy = "start puterd with --subnet and a free range, such as --subnet 10.87.0.1/24";
     if let Some(route) = routes.iter().find(|r| r.index != Some(own) && r.clashes(subnet)) {
         let by = route.index.map_or("no single interface", name);
-        return Err(format!("the subnet {subnet} overlaps the host's route {route} (dev {by}): {remedy}"));
+        return Some(format!("the subnet {subnet} overlaps the host's route {route} (dev {by})"));
     }
-    if let Some(address) = addresses.iter().find(|a| a.index != own && route::overlaps(subnet, a.address, a.prefix)) {
-        let by = name(address.index);
-        return Err(format!(
-            "the subnet {subnet} overlaps the host's address {}/{} (dev {by}): {remedy}",
-            address.address, address.prefix
-        ));
-    }
-    Ok(())
+    let address = addresses.iter().find(|a| a.index != own && route::overlaps(subnet, a.address, a.prefix))?;
+    let by = name(address.index);
+    Some(format!("the subnet {subnet} overlaps the host's address {}/{} (dev {by})", address.address, address.prefix))
 }
 
 #[cfg(test)]
@@ -132,7 +139,7 @@ mod tests {
     use super::*;
 
     fn settings() -> Settings {
-        Settings { bridge: "puter0".to_owned(), subnet: Subnet::default(), uid: 1000 }
+        Settings { bridge: "puter0".to_owned(), subnet: Subnet::default(), uid: 1000, host_ports: Vec::new() }
     }
 
     fn bridge(alias: Option<&str>) -> Link {

@@ -18,6 +18,8 @@ mod resolvers;
 mod server;
 mod socket;
 mod taps;
+mod upkeep;
+mod watch;
 
 use std::env;
 use std::ffi::OsString;
@@ -34,6 +36,7 @@ use self::bridge::Settings;
 use self::network::Network;
 use self::socket::Listener;
 use crate::protocol::address::Subnet;
+use crate::protocol::ports::{HostPort, MOST_PORTS};
 
 /// Network service of puter: bridge, TAPs, DHCP and NAT for one user's virtual machines.
 #[derive(FromArgs, Debug)]
@@ -50,7 +53,10 @@ struct Options {
     /// the bridge's address and prefix (default: 10.0.0.1/24)
     #[argh(option, arg_name = "cidr", default = "Subnet::default()")]
     subnet: Subnet,
-    /// on a clean stop remove the TAPs, the bridge and the nftables table
+    /// a port of the host that guests may reach besides DHCP and DNS, such as tcp/22; can be given several times
+    #[argh(option, arg_name = "port")]
+    host_port: Vec<HostPort>,
+    /// on a clean stop remove the TAPs, the bridge and the nftables tables
     #[argh(switch)]
     teardown: bool,
     /// print the version and exit
@@ -92,6 +98,9 @@ fn parse(args: &[OsString]) -> Result<Options, ExitCode> {
         Err(()) => usage(&exit.output),
     })?;
     bridge::check_name(&options.bridge).map_err(|e| usage(&e))?;
+    if options.host_port.len() > MOST_PORTS {
+        return Err(usage(&format!("--host-port can be given up to {MOST_PORTS} times")));
+    }
     Ok(options)
 }
 
@@ -116,11 +125,15 @@ fn run(options: Options) -> Result<()> {
     let _lock = socket::lock(&run)?;
     let path = options.socket.unwrap_or_else(|| run.join("daemon.sock"));
     let listener = Listener::open(&path)?;
-    let settings = Settings { bridge: options.bridge, subnet: options.subnet, uid };
+    let mut host_ports = options.host_port;
+    host_ports.sort_unstable();
+    host_ports.dedup();
+    let settings = Settings { bridge: options.bridge, subnet: options.subnet, uid, host_ports };
     let served = Network::start(settings).and_then(|network| {
         let network = Arc::new(network);
         network.serve_dns();
         network.serve_dhcp()?;
+        watch::start(network.clone())?;
         smol::block_on(serve(&listener, &network, &path))?;
         Ok(network)
     });
@@ -141,7 +154,7 @@ async fn serve(listener: &Listener, network: &Arc<Network>, path: &std::path::Pa
         log!("stops");
         socket::notify("STOPPING=1");
     };
-    let Settings { bridge, subnet, uid } = network.settings();
+    let Settings { bridge, subnet, uid, .. } = network.settings();
     log!("ready on {}: bridge {bridge}, {subnet}", path.display());
     socket::notify(&format!("READY=1\nSTATUS=bridge {bridge}, {subnet}"));
     server::serve(&listener.socket, *uid, network.clone(), stop).await
@@ -176,7 +189,7 @@ mod tests {
             (options.bridge.as_str(), options.subnet.to_string(), options.teardown),
             ("lab0", "10.7.0.1/16".to_owned(), true)
         );
-        for bad in [&["--subnet", "10.0.0.9/24"][..], &["--bridge", "a/b"], &["extra"]] {
+        for bad in [&["--subnet", "10.0.0.9/24"][..], &["--bridge", "a/b"], &["--host-port", "22"], &["extra"]] {
             assert_eq!(
                 format!("{:?}", parse(bad).unwrap_err()),
                 format!("{:?}", ExitCode::from(crate::USAGE)),

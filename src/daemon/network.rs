@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 use std::time::Instant;
@@ -18,7 +19,7 @@ use crate::dhcp::{Config, Directory, Engine, Host};
 use crate::dns::{self, Names};
 use crate::net::address::{self, Address};
 use crate::net::link::{self, Link};
-use crate::net::nft::{self, Guest};
+use crate::net::nft::{self, Guest, Policy};
 use crate::net::{Socket, route, sysctl, tap};
 use crate::protocol::address::{Mac, Subnet, tap_name};
 use crate::protocol::daemon::{Lease, Status, Tap, TapRequest};
@@ -35,13 +36,17 @@ struct Known {
 
 /// The bridge and its TAPs. One request at a time changes them.
 pub struct Network {
-    settings: Settings,
-    place: Place,
+    pub(super) settings: Settings,
+    pub(super) place: Place,
     socket: Mutex<Socket>,
     /// The VM of each id, as of the last time the interfaces were listed: what DHCP answers from.
     known: RwLock<Known>,
     /// What DHCP has lent.
     dhcp: Arc<Mutex<Engine>>,
+    /// What the watch found that it could not mend.
+    pub(super) troubles: Mutex<Vec<String>>,
+    /// Set, with the socket locked, when all is about to be removed.
+    pub(super) closing: AtomicBool,
     started: Instant,
 }
 
@@ -57,13 +62,16 @@ impl Network {
         let routes = route::list(&mut socket).context("cannot list the routes")?;
         let plan = bridge::plan(&settings, &links, &addresses, &routes).map_err(|e| anyhow!(e))?;
         let index = bring_up(&mut socket, &settings, plan, &addresses)?;
-        nft::install(&settings.bridge, settings.subnet)
-            .with_context(|| format!("cannot install the nftables table {}", nft::table_name(&settings.bridge)))?;
+        let place = Place { bridge: index, uid: settings.uid, subnet: settings.subnet };
+        install(&settings, &guests(&place, &links))?;
         // Last: with forwarding on before its filter, the host would forward for anyone.
         if sysctl::enable_forwarding()? {
             log!("turned IPv4 forwarding on");
         }
-        let place = Place { bridge: index, uid: settings.uid, subnet: settings.subnet };
+        // VMs that run lose nothing by it: their own route is more exact, or came first.
+        if let Some(what) = bridge::overlap(settings.subnet, index, &links, &addresses, &routes) {
+            log!("{what}: VMs go on, but what is there is not reached from them; for new VMs {}", bridge::FREE_RANGE);
+        }
         let config = Config { dns: resolvers::of_host(), ..Config::new(settings.subnet) };
         let network = Network {
             settings,
@@ -71,6 +79,8 @@ impl Network {
             socket: Mutex::new(socket),
             known: RwLock::default(),
             dhcp: Arc::new(Mutex::new(Engine::new(config))),
+            troubles: Mutex::default(),
+            closing: AtomicBool::new(false),
             started: Instant::now(),
         };
         network.adopt()?;
@@ -82,8 +92,8 @@ impl Network {
         let mut socket = self.lock();
         let mut adopted = 0;
         let links = link::list(&mut socket).context("cannot list the interfaces")?;
-        let marked = links.iter().filter_map(|l| self.guest_of(&l.name, &self.place.marked(l)?));
-        nft::guard(&self.settings.bridge, &marked.collect::<Vec<_>>()).context("cannot filter the TAPs in nftables")?;
+        let guests = guests(&self.place, &links);
+        nft::guard(&self.settings.bridge, &guests).context("cannot filter the TAPs in nftables")?;
         for link in links {
             if let Some(alias) = self.place.marked(&link) {
                 self.finish(&mut socket, &link, &alias)
@@ -103,14 +113,8 @@ impl Network {
         self.refresh(&mut socket).map(drop)
     }
 
-    /// What the guest of a TAP may call itself.
-    fn guest_of(&self, tap: &str, alias: &Alias) -> Option<Guest> {
-        let address = self.settings.subnet.address(alias.id)?;
-        Some(Guest { tap: tap.to_owned(), mac: Mac::of_id(alias.id), address })
-    }
-
     /// Makes a guarded TAP all that its alias says, touching only what differs.
-    fn finish(&self, socket: &mut Socket, link: &Link, alias: &Alias) -> Result<(), crate::net::Error> {
+    pub(super) fn finish(&self, socket: &mut Socket, link: &Link, alias: &Alias) -> Result<(), crate::net::Error> {
         let text = alias.to_string();
         if link.alias.as_deref() != Some(&text) {
             link::set_alias(socket, link.index, &text)?;
@@ -127,12 +131,13 @@ impl Network {
         Ok(())
     }
 
-    /// Removes the TAPs, the bridge and the nftables table.
+    /// Removes the TAPs, the bridge, the nftables tables and the rules in those of others.
     ///
     /// # Errors
     /// The kernel's first refusal.
     pub fn tear_down(&self) -> Result<()> {
         let mut socket = self.lock();
+        self.closing.store(true, Ordering::SeqCst);
         for link in link::list(&mut socket).context("cannot list the interfaces")? {
             if self.place.marked(&link).is_some() {
                 link::delete(&mut socket, link.index)
@@ -141,7 +146,8 @@ impl Network {
         }
         link::delete(&mut socket, self.place.bridge)
             .with_context(|| format!("cannot remove the bridge {}", self.settings.bridge))?;
-        nft::remove(&self.settings.bridge).context("cannot remove the nftables table")
+        nft::dismiss(&self.settings.bridge).context("cannot remove puter's rules from iptables' table")?;
+        nft::remove(&self.settings.bridge).context("cannot remove the nftables tables")
     }
 
     /// What the network was made to be.
@@ -184,7 +190,7 @@ impl Network {
         self.dhcp.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Socket> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Socket> {
         self.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -218,14 +224,59 @@ impl Network {
     fn settle(&self, socket: &mut Socket, link: &Link, request: &TapRequest) -> Result<Tap> {
         let alias = Alias::from(request);
         // Before the first frame can pass: what is not this VM's own stops at the TAP.
-        let guest = self.guest_of(&link.name, &alias).context("the id has no address")?;
-        nft::guard(&self.settings.bridge, &[guest])
+        let guest = guest_of(&self.place, &link.name, &alias).context("the id has no address")?;
+        nft::guard(&self.settings.bridge, std::slice::from_ref(&guest))
             .with_context(|| format!("cannot filter the TAP {} in nftables", link.name))?;
+        if alias.isolated || link.isolated || self.place.marked(link).is_some_and(|former| former.isolated) {
+            self.isolate(socket, &guest).with_context(|| format!("cannot isolate the TAP {}", link.name))?;
+        }
         self.finish(socket, link, &alias).with_context(|| format!("cannot set up the TAP {}", link.name))?;
         let links = self.refresh(socket)?;
         let tap = links.iter().filter(|l| l.index == link.index).find_map(|l| self.place.tap(l));
         tap.with_context(|| format!("the TAP {} vanished while it was set up", link.name))
     }
+}
+
+impl Network {
+    /// Begins or ends a guest's isolation in nftables.
+    fn isolate(&self, socket: &mut Socket, guest: &Guest) -> Result<()> {
+        let bridge = &self.settings.bridge;
+        match nft::isolate(bridge, guest) {
+            // The table was of no use as long as nobody was isolated.
+            Err(error) if error.errno == rustix::io::Errno::NOENT => {
+                let links = link::list(socket).context("cannot list the interfaces")?;
+                let mut all = guests(&self.place, &links);
+                all.retain(|other| other.tap != guest.tap);
+                all.push(guest.clone());
+                install(&self.settings, &all)
+            }
+            other => Ok(other?),
+        }
+    }
+}
+
+/// The rules that hold for all guests of this bridge.
+pub(super) fn policy(settings: &Settings) -> Policy {
+    let Settings { bridge, subnet, host_ports, .. } = settings;
+    Policy { bridge: bridge.clone(), subnet: *subnet, host_ports: host_ports.clone() }
+}
+
+/// Puts the bridge's nftables tables in place, and who is isolated.
+pub(super) fn install(settings: &Settings, guests: &[Guest]) -> Result<()> {
+    let failed = || format!("cannot install the nftables table {}", nft::table_name(&settings.bridge));
+    nft::install(&policy(settings), guests).with_context(failed)?;
+    nft::separate(&settings.bridge, guests).with_context(failed)
+}
+
+/// What the guest of a TAP may call itself.
+fn guest_of(place: &Place, tap: &str, alias: &Alias) -> Option<Guest> {
+    let address = place.subnet.address(alias.id)?;
+    Some(Guest { tap: tap.to_owned(), mac: Mac::of_id(alias.id), address, isolated: alias.isolated })
+}
+
+/// The guests of all TAPs that carry puterd's mark.
+pub(super) fn guests(place: &Place, links: &[Link]) -> Vec<Guest> {
+    links.iter().filter_map(|link| guest_of(place, &link.name, &place.marked(link)?)).collect()
 }
 
 /// Makes or adopts the bridge and returns its number.
@@ -321,6 +372,12 @@ impl Backend for Network {
             log!("cannot remove the filter of {}: {error}", link.name);
         }
         if let Some(alias) = self.place.marked(link) {
+            if let Some(guest) = guest_of(&self.place, &link.name, &alias).filter(|guest| guest.isolated) {
+                let free = Guest { isolated: false, ..guest };
+                if let Err(error) = self.isolate(&mut socket, &free) {
+                    log!("cannot forget the isolation of {}: {error:#}", link.name);
+                }
+            }
             self.engine().forget(Mac::of_id(alias.id));
         }
         log!("removed the TAP {} of {vm}", link.name);
@@ -336,6 +393,9 @@ impl Backend for Network {
             subnet: self.settings.subnet,
             taps: self.list()?.len(),
             uptime: self.started.elapsed().as_secs(),
+            host_ports: self.settings.host_ports.clone(),
+            firewalls: self.firewalls().map_err(internal)?,
+            problems: self.problems().map_err(internal)?,
         })
     }
 

@@ -39,6 +39,11 @@ impl Attributes {
         Attributes::default()
     }
 
+    /// The attributes' bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// Adds an attribute with these bytes, which the caller keeps far below 64 KiB.
     pub fn bytes(mut self, kind: u16, payload: &[u8]) -> Attributes {
         self.push(kind, payload);
@@ -143,6 +148,29 @@ pub fn attributes(body: &[u8], header: usize) -> impl Iterator<Item = (u16, &[u8
     })
 }
 
+/// Whether `seen` has every attribute of `sent` with the same value, in whatever order among other kinds; a list of
+/// attributes within one is compared alike. So the kernel may tell more than it was told, but nothing else.
+pub fn covers(sent: &[u8], seen: &[u8]) -> bool {
+    let mut rest: Vec<(u16, &[u8])> = attributes(seen, 0).collect();
+    raw_attributes(sent).all(|(kind, nested, payload)| {
+        let Some(at) = rest.iter().position(|(other, _)| *other == kind) else { return nested && payload.is_empty() };
+        let (_, found) = rest.remove(at);
+        if nested { covers(payload, found) } else { payload == found }
+    })
+}
+
+/// As [`attributes`], and whether each was sent as one that holds attributes.
+fn raw_attributes(body: &[u8]) -> impl Iterator<Item = (u16, bool, &[u8])> {
+    let mut bytes = body;
+    std::iter::from_fn(move || {
+        let length = usize::from(u16_at(bytes, 0)?);
+        let kind = u16_at(bytes, 2)?;
+        let payload = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind & TYPE_MASK, kind & NESTED != 0, payload))
+    })
+}
+
 /// A string attribute without its closing NUL.
 pub fn text(payload: &[u8]) -> String {
     let end = payload.iter().position(|b| *b == 0).unwrap_or(payload.len());
@@ -182,6 +210,21 @@ mod tests {
         assert_eq!(found[1].0, 5);
         let nested: Vec<_> = attributes(found[1].1, 0).collect();
         assert_eq!(nested, [(7, &0x0102_0304u32.to_ne_bytes()[..]), (8, &[9][..])]);
+    }
+
+    #[test]
+    fn a_message_covers_one_that_tells_more_but_none_that_differs() {
+        let element = |value| Attributes::new().nest(1, Attributes::new().string(1, "cmp").u32(2, value));
+        let sent = element(1).nest(1, Attributes::new());
+        let more = element(1).u32(9, 9).nest(1, Attributes::new().u32(7, 7));
+        assert!(covers(sent.as_bytes(), more.as_bytes()));
+        assert!(!covers(more.as_bytes(), sent.as_bytes()));
+        for other in [element(2), Attributes::new(), element(1).bytes(3, &[])] {
+            let expected = element(1).nest(5, element(3));
+            assert!(!covers(expected.as_bytes(), other.as_bytes()), "{other:?}");
+        }
+        let short = Attributes::new().bytes(2, &[1, 2, 3]);
+        assert!(!covers(Attributes::new().bytes(2, &[1, 2, 4]).as_bytes(), short.as_bytes()));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! what puter wants of the network: that is decided in `daemon`.
 
 pub mod address;
+pub mod events;
 pub mod link;
 pub mod message;
 pub mod nft;

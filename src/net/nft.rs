@@ -1,31 +1,55 @@
-//! puter's nftables tables (linux/netfilter/nf_tables.h): one for the bridge and one with a chain for each TAP. Each
-//! table or chain is replaced whole in one batch.
-//!
-//! Each rule is a list of expressions which load a value into a register and compare it, as `nft --debug=netlink`
-//! shows them.
+//! puter's nftables tables (linux/netfilter/nf_tables.h), all with the same name: one for the bridge, one with a chain
+//! for each TAP, one that keeps isolated TAPs apart. Each table or chain is replaced whole in one batch.
+
+mod dump;
+mod foreign;
+mod guard;
+mod host;
+mod isolation;
+mod rule;
+mod verify;
+
+pub use foreign::{Firewall, Place, admit, dismiss, firewalls};
+pub use guard::{guard, unguard};
+pub use host::{Policy, install};
+pub use isolation::{isolate, separate};
+pub use verify::is_whole;
 
 use std::net::Ipv4Addr;
 
 use super::message::{Attributes, Message, flags};
 use super::{Error, Socket};
-use crate::protocol::address::{Mac, Subnet};
+use crate::protocol::address::Mac;
+use rule::{ACCEPT, Rule};
 
 const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 const NFNL_MSG_BATCH_END: u16 = 17;
 /// NFNL_SUBSYS_NFTABLES.
 const SUBSYSTEM: u16 = 10;
 const NEW_TABLE: u16 = SUBSYSTEM << 8;
+const GET_TABLE: u16 = (SUBSYSTEM << 8) | 1;
 const DELETE_TABLE: u16 = (SUBSYSTEM << 8) | 2;
 const NEW_CHAIN: u16 = (SUBSYSTEM << 8) | 3;
+const GET_CHAIN: u16 = (SUBSYSTEM << 8) | 4;
 const DELETE_CHAIN: u16 = (SUBSYSTEM << 8) | 5;
 const NEW_RULE: u16 = (SUBSYSTEM << 8) | 6;
+const GET_RULE: u16 = (SUBSYSTEM << 8) | 7;
+const DELETE_RULE: u16 = (SUBSYSTEM << 8) | 8;
+const NEW_SET: u16 = (SUBSYSTEM << 8) | 9;
+const NEW_ELEMENT: u16 = (SUBSYSTEM << 8) | 12;
+const GET_ELEMENT: u16 = (SUBSYSTEM << 8) | 13;
+const DELETE_ELEMENT: u16 = (SUBSYSTEM << 8) | 14;
 /// IPv4 and IPv6 at once (NFPROTO_INET).
 const INET: u8 = 1;
+/// IPv4 alone, where iptables keeps its tables (NFPROTO_IPV4).
+const IPV4: u8 = 2;
 /// What arrives on one interface, before all else (NFPROTO_NETDEV).
 const NETDEV: u8 = 5;
-const NFPROTO_IPV4: u8 = 2;
+/// What a bridge passes from port to port (NFPROTO_BRIDGE).
+const BRIDGE: u8 = 7;
 
 const NFTA_TABLE_NAME: u16 = 1;
+const NFTA_TABLE_FLAGS: u16 = 2;
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
 const NFTA_CHAIN_HOOK: u16 = 4;
@@ -36,133 +60,40 @@ const NFTA_HOOK_PRIORITY: u16 = 2;
 const NFTA_HOOK_DEV: u16 = 3;
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_HANDLE: u16 = 3;
 const NFTA_RULE_EXPRESSIONS: u16 = 4;
+const NFTA_RULE_USERDATA: u16 = 7;
 const NFTA_LIST_ELEM: u16 = 1;
-const NFTA_EXPR_NAME: u16 = 1;
-const NFTA_EXPR_DATA: u16 = 2;
-const NFTA_DATA_VALUE: u16 = 1;
-const NFTA_DATA_VERDICT: u16 = 2;
-const NFTA_VERDICT_CODE: u16 = 1;
+const NFTA_SET_TABLE: u16 = 1;
+const NFTA_SET_NAME: u16 = 2;
+const NFTA_SET_KEY_TYPE: u16 = 4;
+const NFTA_SET_KEY_LEN: u16 = 5;
+const NFTA_SET_ID: u16 = 10;
+const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
+const NFTA_SET_ELEM_LIST_SET: u16 = 2;
+const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+const NFTA_SET_ELEM_KEY: u16 = 1;
 
-const INGRESS: u32 = 0;
-const LOCAL_IN: u32 = 1;
-const FORWARD: u32 = 2;
-const POSTROUTING: u32 = 4;
 const PRIORITY_FILTER: i32 = 0;
-const PRIORITY_SOURCE_NAT: i32 = 100;
-const DROP: u32 = 0;
-const ACCEPT: u32 = 1;
-/// The first of the 16-byte registers (NFT_REG_1).
-const REGISTER: u32 = 1;
-const IPPROTO_ICMP: u8 = 1;
-const IPPROTO_TCP: u8 = 6;
-const IPPROTO_UDP: u8 = 17;
+/// The set of what is isolated: addresses in the bridge's table, interfaces in the one that keeps TAPs apart.
+const ISOLATED: &str = "isolated";
+/// How many elements of a set are in one message: a list of them has at most 64 KiB.
+const ELEMENTS_AT_ONCE: usize = 512;
 
-/// One or more expressions of a rule, in order.
-#[derive(Clone, Default)]
-struct Rule(Attributes);
-
-/// What a packet is asked for (NFT_META_*).
-#[derive(Clone, Copy)]
-enum Meta {
-    /// The frame's EtherType, in network byte order.
-    EtherType = 1,
-    InputName = 6,
-    OutputName = 7,
-    /// What kind of hardware the frame came from (ARPHRD_*), in the machine's byte order.
-    InputType = 8,
-    Family = 15,
-    Protocol = 16,
+/// A TAP and what its guest may call itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guest {
+    /// The TAP's name.
+    pub tap: String,
+    pub mac: Mac,
+    pub address: Ipv4Addr,
+    /// Whether it is kept from all other guests.
+    pub isolated: bool,
 }
 
-impl Rule {
-    fn new() -> Rule {
-        Rule::default()
-    }
-
-    fn expression(self, name: &str, data: Attributes) -> Rule {
-        let element = Attributes::new().string(NFTA_EXPR_NAME, name).nest(NFTA_EXPR_DATA, data);
-        Rule(self.0.nest(NFTA_LIST_ELEM, element))
-    }
-
-    /// Goes on if the register equals, or with `not` differs from, the value.
-    fn compare(self, not: bool, value: &[u8]) -> Rule {
-        let value = Attributes::new().bytes(NFTA_DATA_VALUE, value);
-        self.expression("cmp", Attributes::new().be32(1, REGISTER).be32(2, u32::from(not)).nest(3, value))
-    }
-
-    fn meta(self, key: Meta, not: bool, value: &[u8]) -> Rule {
-        self.expression("meta", Attributes::new().be32(1, REGISTER).be32(2, key as u32)).compare(not, value)
-    }
-
-    /// An interface's name fills its register with NULs.
-    fn interface(self, key: Meta, not: bool, name: &str) -> Rule {
-        let mut padded = [0; 16];
-        for (to, from) in padded.iter_mut().zip(name.bytes()) {
-            *to = from;
-        }
-        self.meta(key, not, &padded)
-    }
-
-    fn input(self, name: &str) -> Rule {
-        self.interface(Meta::InputName, false, name)
-    }
-
-    fn output(self, name: &str) -> Rule {
-        self.interface(Meta::OutputName, false, name)
-    }
-
-    fn mask(self, mask: &[u8]) -> Rule {
-        let value = |bytes: &[u8]| Attributes::new().bytes(NFTA_DATA_VALUE, bytes);
-        let zero = vec![0; mask.len()];
-        let data = Attributes::new().be32(1, REGISTER).be32(2, REGISTER).be32(3, mask.len() as u32);
-        self.expression("bitwise", data.nest(4, value(mask)).nest(5, value(&zero)))
-    }
-
-    /// Loads bytes of the packet; base 0 is the link header, 1 the network header, 2 the transport header
-    /// (NFT_PAYLOAD_*).
-    fn payload(self, base: u32, offset: u32, length: u32) -> Rule {
-        let data = Attributes::new().be32(1, REGISTER).be32(2, base).be32(3, offset).be32(4, length);
-        self.expression("payload", data)
-    }
-
-    /// An IPv4 packet whose source, 12 bytes into the header, lies in the subnet.
-    fn source(self, subnet: Subnet) -> Rule {
-        let octets = |address: Ipv4Addr| address.octets();
-        self.meta(Meta::Family, false, &[NFPROTO_IPV4])
-            .payload(1, 12, 4)
-            .mask(&octets(subnet.mask()))
-            .compare(false, &octets(subnet.network()))
-    }
-
-    fn ether_type(self, kind: u16) -> Rule {
-        self.meta(Meta::EtherType, false, &kind.to_be_bytes())
-    }
-
-    fn port(self, protocol: u8, port: u16) -> Rule {
-        self.meta(Meta::Protocol, false, &[protocol]).payload(2, 2, 2).compare(false, &port.to_be_bytes())
-    }
-
-    /// A packet of a connection that exists, or of one that belongs to it (NF_CT_STATE_BIT()).
-    fn established(self) -> Rule {
-        let states: u32 = (1 << 1) | (1 << 2);
-        let state = Attributes::new().be32(1, REGISTER).be32(2, 0);
-        self.expression("ct", state).mask(&states.to_ne_bytes()).compare(true, &[0; 4])
-    }
-
-    fn verdict(self, code: u32) -> Rule {
-        let verdict = Attributes::new().be32(NFTA_VERDICT_CODE, code);
-        let data = Attributes::new().nest(NFTA_DATA_VERDICT, verdict);
-        self.expression("immediate", Attributes::new().be32(1, 0).nest(2, data))
-    }
-
-    fn accept(self) -> Rule {
-        self.verdict(ACCEPT)
-    }
-
-    fn drop(self) -> Rule {
-        self.verdict(DROP)
-    }
+/// The name of a bridge's tables: `puter`, or for a second installation's bridge `puter-<bridge>`.
+pub fn table_name(bridge: &str) -> String {
+    if bridge == "puter0" { "puter".to_owned() } else { format!("puter-{bridge}") }
 }
 
 /// The header of each message of a batch (`struct nfgenmsg`).
@@ -175,6 +106,15 @@ fn table(family: u8, kind: u16, flags: u16, name: &str) -> Message {
     Message::new(kind, flags, &header(family, 0), Attributes::new().string(NFTA_TABLE_NAME, name))
 }
 
+/// Makes a table anew, whether or not there is one: deleting one that does not exist fails, so it is made first.
+fn fresh_table(family: u8, name: &str) -> Vec<Message> {
+    vec![
+        table(family, NEW_TABLE, flags::CREATE, name),
+        table(family, DELETE_TABLE, 0, name),
+        table(family, NEW_TABLE, flags::CREATE, name),
+    ]
+}
+
 fn rule(family: u8, table: &str, chain: &str, rule: Rule) -> Message {
     let attributes = Attributes::new()
         .string(NFTA_RULE_TABLE, table)
@@ -183,15 +123,54 @@ fn rule(family: u8, table: &str, chain: &str, rule: Rule) -> Message {
     Message::new(NEW_RULE, flags::CREATE | flags::APPEND, &header(family, 0), attributes)
 }
 
-fn chain(table: &str, name: &str, kind: &str, hook: u32, priority: i32) -> Message {
-    let hook = Attributes::new().be32(NFTA_HOOK_HOOKNUM, hook).bytes(NFTA_HOOK_PRIORITY, &priority.to_be_bytes());
+/// Where a chain is called.
+#[derive(Clone, Copy)]
+struct Hook<'a> {
+    number: u32,
+    priority: i32,
+    /// The interface, for the family netdev.
+    device: Option<&'a str>,
+}
+
+fn chain(family: u8, table: &str, name: &str, kind: &str, hook: Hook<'_>) -> Message {
+    let place =
+        Attributes::new().be32(NFTA_HOOK_HOOKNUM, hook.number).bytes(NFTA_HOOK_PRIORITY, &hook.priority.to_be_bytes());
+    let place = match hook.device {
+        Some(device) => place.string(NFTA_HOOK_DEV, device),
+        None => place,
+    };
     let attributes = Attributes::new()
         .string(NFTA_CHAIN_TABLE, table)
         .string(NFTA_CHAIN_NAME, name)
-        .nest(NFTA_CHAIN_HOOK, hook)
+        .nest(NFTA_CHAIN_HOOK, place)
         .be32(NFTA_CHAIN_POLICY, ACCEPT)
         .string(NFTA_CHAIN_TYPE, kind);
-    Message::new(NEW_CHAIN, flags::CREATE, &header(INET, 0), attributes)
+    Message::new(NEW_CHAIN, flags::CREATE, &header(family, 0), attributes)
+}
+
+/// A set of keys of this type (as nft(8) numbers them) and length.
+fn set(family: u8, table: &str, name: &str, kind: u32, length: u32) -> Message {
+    let attributes = Attributes::new()
+        .string(NFTA_SET_TABLE, table)
+        .string(NFTA_SET_NAME, name)
+        .be32(NFTA_SET_KEY_TYPE, kind)
+        .be32(NFTA_SET_KEY_LEN, length)
+        .be32(NFTA_SET_ID, 1);
+    Message::new(NEW_SET, flags::CREATE, &header(family, 0), attributes)
+}
+
+/// Adds keys to a set or takes them away.
+fn elements(family: u8, kind: u16, table: &str, set: &str, keys: &[Vec<u8>]) -> Message {
+    let list = keys.iter().fold(Attributes::new(), |list, key| {
+        let key = Attributes::new().bytes(rule::NFTA_DATA_VALUE, key);
+        list.nest(NFTA_LIST_ELEM, Attributes::new().nest(NFTA_SET_ELEM_KEY, key))
+    });
+    let attributes = Attributes::new()
+        .string(NFTA_SET_ELEM_LIST_TABLE, table)
+        .string(NFTA_SET_ELEM_LIST_SET, set)
+        .nest(NFTA_SET_ELEM_LIST_ELEMENTS, list);
+    let flags = if kind == NEW_ELEMENT { flags::CREATE } else { 0 };
+    Message::new(kind, flags, &header(family, 0), attributes)
 }
 
 fn framed(messages: Vec<Message>) -> Vec<Message> {
@@ -202,64 +181,19 @@ fn framed(messages: Vec<Message>) -> Vec<Message> {
     batch
 }
 
-/// The rules of each chain for this bridge, in order.
-fn rules(bridge: &str, subnet: Subnet) -> Vec<(&'static str, Rule)> {
-    let from = || Rule::new().input(bridge);
-    let mut rules = vec![
-        // To the host: DHCP, DNS and ICMP echo, and answers to what the host began; nothing by IPv6.
-        ("input", Rule::new().interface(Meta::InputName, true, bridge).accept()),
-        ("input", Rule::new().established().accept()),
-        ("input", Rule::new().meta(Meta::Family, true, &[NFPROTO_IPV4]).drop()),
-    ];
-    for (protocol, port) in [(IPPROTO_UDP, 67), (IPPROTO_UDP, 53), (IPPROTO_TCP, 53)] {
-        rules.push(("input", Rule::new().port(protocol, port).accept()));
-    }
-    let echo = Rule::new().meta(Meta::Protocol, false, &[IPPROTO_ICMP]).payload(2, 0, 1).compare(false, &[8]);
-    rules.extend([
-        ("input", echo.accept()),
-        ("input", Rule::new().drop()),
-        // Between guests, which these rules see only where br_netfilter is loaded.
-        ("forward", from().output(bridge).accept()),
-        // Out with a guest's own source alone, and back in only to what a guest began.
-        ("forward", from().source(subnet).accept()),
-        ("forward", from().drop()),
-        ("forward", Rule::new().output(bridge).established().accept()),
-        ("forward", Rule::new().output(bridge).drop()),
-        (
-            "postrouting",
-            Rule::new().source(subnet).interface(Meta::OutputName, true, bridge).expression("masq", Attributes::new()),
-        ),
-    ]);
-    rules
+/// Sends one batch, which the kernel takes on whole or not at all.
+fn commit(messages: Vec<Message>) -> Result<(), Error> {
+    Socket::netfilter()?.batch(&framed(messages), true)
 }
 
-/// The name of a bridge's table: `puter`, or for a second installation's bridge `puter-<bridge>`.
-pub fn table_name(bridge: &str) -> String {
-    if bridge == "puter0" { "puter".to_owned() } else { format!("puter-{bridge}") }
-}
-
-/// The batch that replaces the table for this bridge.
-fn install_batch(bridge: &str, subnet: Subnet) -> Vec<Message> {
-    let name = table_name(bridge);
-    // Deleting one that does not exist fails, so it is made first.
-    let mut messages = vec![
-        table(INET, NEW_TABLE, flags::CREATE, &name),
-        table(INET, DELETE_TABLE, 0, &name),
-        table(INET, NEW_TABLE, flags::CREATE, &name),
-        chain(&name, "input", "filter", LOCAL_IN, PRIORITY_FILTER),
-        chain(&name, "forward", "filter", FORWARD, PRIORITY_FILTER),
-        chain(&name, "postrouting", "nat", POSTROUTING, PRIORITY_SOURCE_NAT),
-    ];
-    messages.extend(rules(bridge, subnet).into_iter().map(|(chain, body)| rule(INET, &name, chain, body)));
-    framed(messages)
-}
-
-/// Puts the table for this bridge in the place of any former one, with no moment in between.
-///
-/// # Errors
-/// The kernel's; `OPNOTSUPP` or `NOENT` where it lacks a part of nf_tables.
-pub fn install(bridge: &str, subnet: Subnet) -> Result<(), Error> {
-    Socket::netfilter()?.batch(&install_batch(bridge, subnet), true)
+/// Installs a table with a set: the first keys in the same batch, so that there is no moment without them, the rest of
+/// very many after it.
+fn commit_with_keys(family: u8, name: &str, mut messages: Vec<Message>, keys: &[Vec<u8>]) -> Result<(), Error> {
+    let add = |some: &[Vec<u8>]| elements(family, NEW_ELEMENT, name, ISOLATED, some);
+    let mut chunks = keys.chunks(ELEMENTS_AT_ONCE);
+    messages.extend(chunks.next().map(add));
+    commit(messages)?;
+    chunks.try_for_each(|some| commit(vec![add(some)]))
 }
 
 /// Removes the tables for this bridge and its TAPs, if there are any.
@@ -268,118 +202,36 @@ pub fn install(bridge: &str, subnet: Subnet) -> Result<(), Error> {
 /// The kernel's.
 pub fn remove(bridge: &str) -> Result<(), Error> {
     let name = table_name(bridge);
-    let both = [INET, NETDEV].into_iter();
-    let messages = both.flat_map(|f| [table(f, NEW_TABLE, flags::CREATE, &name), table(f, DELETE_TABLE, 0, &name)]);
-    Socket::netfilter()?.batch(&framed(messages.collect()), true)
-}
-
-/// What a guest may send: frames with its own MAC that are ARP or IPv4 with its own address, or a request to a DHCP
-/// server. It answers no DHCP, and IPv6, of which puter gives it none, goes nowhere.
-fn guest_rules(mac: Mac, address: Ipv4Addr) -> Vec<Rule> {
-    const ARP: u16 = 0x0806;
-    const IPV4: u16 = 0x0800;
-    let octets = address.octets();
-    let arp = || Rule::new().ether_type(ARP);
-    let ip = || Rule::new().ether_type(IPV4);
-    // Offsets: Ethernet's source (IEEE 802.3); ARP's sender (RFC 826); IPv4's source (RFC 791); UDP's source (RFC 768).
-    vec![
-        // A TAP is always Ethernet; to say so is how nft(8) knows the address for one.
-        Rule::new().meta(Meta::InputType, false, &1u16.to_ne_bytes()).payload(0, 6, 6).compare(true, &mac.0).drop(),
-        arp().payload(1, 8, 6).compare(true, &mac.0).drop(),
-        arp().payload(1, 14, 4).compare(false, &octets).accept(),
-        // A probe for a duplicate of an address names no sender (RFC 5227).
-        arp().payload(1, 14, 4).compare(false, &[0; 4]).accept(),
-        ip().meta(Meta::Protocol, false, &[IPPROTO_UDP]).payload(2, 0, 2).compare(false, &67u16.to_be_bytes()).drop(),
-        // A client speaks for its own MAC: 28 bytes into the message (RFC 2131, section 2), after UDP's header.
-        ip().port(IPPROTO_UDP, 67).payload(2, 8 + 28, 6).compare(true, &mac.0).drop(),
-        ip().payload(1, 12, 4).compare(false, &octets).accept(),
-        ip().payload(1, 12, 4).compare(false, &[0; 4]).port(IPPROTO_UDP, 67).accept(),
-        Rule::new().drop(),
-    ]
-}
-
-/// Makes and deletes a TAP's chain, so that none is left.
-fn no_chain(table_name: &str, tap: &str) -> Vec<Message> {
-    let attributes = || Attributes::new().string(NFTA_CHAIN_TABLE, table_name).string(NFTA_CHAIN_NAME, tap);
-    vec![
-        table(NETDEV, NEW_TABLE, flags::CREATE, table_name),
-        Message::new(NEW_CHAIN, flags::CREATE, &header(NETDEV, 0), attributes()),
-        Message::new(DELETE_CHAIN, 0, &header(NETDEV, 0), attributes()),
-    ]
-}
-
-/// A TAP and what its guest may call itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Guest {
-    /// The TAP's name.
-    pub tap: String,
-    pub mac: Mac,
-    pub address: Ipv4Addr,
-}
-
-/// How many TAPs share a batch: each commit waits for the kernel some 15 ms, and a batch must fit a socket's buffer.
-const GUESTS_AT_ONCE: usize = 32;
-
-/// Lets nothing into the host from these TAPs but what their guests may send, with no moment in between where a former
-/// chain is replaced.
-///
-/// # Errors
-/// The kernel's; `OPNOTSUPP` where it lacks nf_tables for interfaces.
-pub fn guard(bridge: &str, guests: &[Guest]) -> Result<(), Error> {
-    let name = table_name(bridge);
-    for some in guests.chunks(GUESTS_AT_ONCE) {
-        let messages = some.iter().flat_map(|guest| guard_messages(&name, guest)).collect();
-        Socket::netfilter()?.batch(&framed(messages), true)?;
+    let gone = |family| vec![table(family, NEW_TABLE, flags::CREATE, &name), table(family, DELETE_TABLE, 0, &name)];
+    commit([INET, NETDEV].into_iter().flat_map(gone).collect())?;
+    match commit(gone(BRIDGE)) {
+        // The kernel has no such tables, so there is none to remove.
+        Err(error) if isolation::is_absent(&error) => Ok(()),
+        other => other,
     }
-    Ok(())
-}
-
-/// The messages that replace the chain of one TAP.
-fn guard_messages(name: &str, guest: &Guest) -> Vec<Message> {
-    let Guest { tap, mac, address } = guest;
-    let mut messages = no_chain(name, tap);
-    let hook = Attributes::new()
-        .be32(NFTA_HOOK_HOOKNUM, INGRESS)
-        .bytes(NFTA_HOOK_PRIORITY, &PRIORITY_FILTER.to_be_bytes())
-        .string(NFTA_HOOK_DEV, tap);
-    let attributes = Attributes::new()
-        .string(NFTA_CHAIN_TABLE, name)
-        .string(NFTA_CHAIN_NAME, tap)
-        .nest(NFTA_CHAIN_HOOK, hook)
-        .be32(NFTA_CHAIN_POLICY, ACCEPT)
-        .string(NFTA_CHAIN_TYPE, "filter");
-    messages.push(Message::new(NEW_CHAIN, flags::CREATE, &header(NETDEV, 0), attributes));
-    messages.extend(guest_rules(*mac, *address).into_iter().map(|body| rule(NETDEV, name, tap, body)));
-    messages
-}
-
-/// Removes the chain of a TAP that is gone; newer kernels keep it without its interface.
-///
-/// # Errors
-/// The kernel's.
-pub fn unguard(bridge: &str, tap: &str) -> Result<(), Error> {
-    Socket::netfilter()?.batch(&framed(no_chain(&table_name(bridge), tap)), true)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::address::Subnet;
 
     #[test]
     fn the_batch_is_framed_and_deletes_before_it_makes() {
-        let batch = install_batch("puter0", Subnet::default());
+        let policy = Policy { bridge: "puter0".to_owned(), subnet: Subnet::default(), host_ports: Vec::new() };
+        let batch = framed(host::messages(&policy));
         let kinds: Vec<u16> = batch.iter().map(|m| m.kind).collect();
         assert_eq!(kinds[..4], [NFNL_MSG_BATCH_BEGIN, NEW_TABLE, DELETE_TABLE, NEW_TABLE]);
         assert_eq!(kinds.last(), Some(&NFNL_MSG_BATCH_END));
         assert_eq!(kinds.iter().filter(|k| **k == NEW_CHAIN).count(), 3);
-        assert_eq!(kinds.iter().filter(|k| **k == NEW_RULE).count(), rules("puter0", Subnet::default()).len());
+        assert_eq!(kinds.iter().filter(|k| **k == NEW_RULE).count(), host::rules(&policy).len());
     }
 
     #[test]
     fn an_accept_is_encoded_as_the_kernel_reads_it() {
         let expected = [
             (44u16.to_ne_bytes(), (NFTA_LIST_ELEM | 0x8000).to_ne_bytes()),
-            (14u16.to_ne_bytes(), NFTA_EXPR_NAME.to_ne_bytes()),
+            (14u16.to_ne_bytes(), rule::NFTA_EXPR_NAME.to_ne_bytes()),
         ];
         let mut bytes = Vec::new();
         Message::new(0, 0, &[], Rule::new().accept().0).encode(0, 0, &mut bytes);
@@ -392,15 +244,11 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_of_guards_fits_a_sockets_buffer() {
-        let guest =
-            Guest { tap: "pt-123456789abc".to_owned(), mac: Mac([0xff; 6]), address: Ipv4Addr::new(10, 255, 255, 254) };
+    fn the_longest_list_of_elements_fits_its_attribute() {
+        let keys = vec![vec![0; 16]; ELEMENTS_AT_ONCE];
         let mut bytes = Vec::new();
-        for message in guard_messages("puter-exactly-15-chars", &guest) {
-            message.encode(flags::ACK, 1, &mut bytes);
-        }
-        // The default of net.core.wmem_default is 212,992 bytes, about half of them for data.
-        assert!(bytes.len() * GUESTS_AT_ONCE < 106_496, "{} bytes each", bytes.len());
+        elements(BRIDGE, NEW_ELEMENT, "puter-a-very-long-brid", ISOLATED, &keys).encode(0, 1, &mut bytes);
+        assert!(bytes.len() < usize::from(u16::MAX), "{}", bytes.len());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use super::address::{Mac, Subnet};
+use super::ports::HostPort;
 
 /// Answer to `GET /v1/status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,32 @@ pub struct Status {
     pub taps: usize,
     /// Seconds since puterd started.
     pub uptime: u64,
+    /// Ports of the host that guests may reach, besides DHCP and DNS.
+    #[serde(default)]
+    pub host_ports: Vec<HostPort>,
+    /// Firewalls of others that drop what they do not know.
+    #[serde(default)]
+    pub firewalls: Vec<Firewall>,
+    /// What is wrong and puterd cannot mend, a sentence each.
+    #[serde(default)]
+    pub problems: Vec<String>,
+}
+
+/// A chain of somebody else's nftables that drops what it does not know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Firewall {
+    /// The table's family and name and the chain's name, as nft(8) writes them.
+    pub family: String,
+    pub table: String,
+    pub chain: String,
+    /// `input` for what goes to the host, `forward` for what goes through it.
+    pub hook: String,
+    /// Whether it lets the bridge pass: by puterd's rules in it, or because its own speak of the bridge.
+    pub passes: bool,
+    /// Whether puterd's rules are in it.
+    pub by_puterd: bool,
+    /// Whether its policy drops, and not its last rule.
+    pub by_policy: bool,
 }
 
 /// Body of `POST /v1/taps`. The same request twice answers with the same TAP.
@@ -31,7 +58,7 @@ pub struct TapRequest {
     pub vm: String,
     /// The VM's id, which decides its addresses.
     pub id: u32,
-    /// Whether the bridge keeps this VM from reaching other isolated VMs.
+    /// Whether this VM and all others are kept from each other.
     #[serde(default)]
     pub isolated: bool,
 }

@@ -6,4 +6,5 @@
 pub mod address;
 pub mod agent;
 pub mod daemon;
+pub mod ports;
 pub mod unix_http;

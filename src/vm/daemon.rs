@@ -15,6 +15,7 @@ use super::service::Service;
 use super::{Hint, files};
 use crate::protocol::address::Subnet;
 use crate::protocol::daemon::{ErrorBody, Lease, Status, Tap, TapRequest};
+use crate::protocol::ports::HostPort;
 use crate::protocol::unix_http;
 
 /// How long one request may take.
@@ -123,25 +124,41 @@ impl Client {
 /// How long puterd may take to come up or to end.
 const DAEMON_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// What puterd is told of the settings.
+#[derive(Clone, Copy, Debug)]
+pub struct Network<'a> {
+    pub subnet: Subnet,
+    pub host_ports: &'a [HostPort],
+}
+
+impl Network<'_> {
+    /// The settings' part of puterd's command line; plain words, each of them.
+    pub fn arguments(&self) -> Vec<String> {
+        let mut words = vec!["--subnet".to_string(), self.subnet.to_string()];
+        words.extend(self.host_ports.iter().flat_map(|port| ["--host-port".to_string(), port.to_string()]));
+        words
+    }
+}
+
 /// Starts puterd: as a service of the user's systemd where there is one and `as_service` wants it, else in the
 /// background, its output in `run/puterd.log`. `None` where one answers already.
 ///
 /// # Errors
 /// When there is no puterd, or it ends at once: the error holds what it said.
-pub fn start(home: &Home, subnet: Subnet, as_service: bool) -> Result<Option<Status>> {
+pub fn start(home: &Home, network: &Network<'_>, as_service: bool) -> Result<Option<Status>> {
     let client = Client::new(home);
     if client.status().is_ok() {
         return Ok(None);
     }
     if let Some(service) = Service::of(home).filter(|_| as_service) {
-        service.start(home, subnet, &program()?)?;
+        service.start(home, network, &program()?)?;
         return client.status().map(Some);
     }
     let program = program()?;
     let path = home.daemon_log();
     let log = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     let mut command = Command::new(&program);
-    command.arg("--home").arg(home.root()).arg("--subnet").arg(subnet.to_string());
+    command.arg("--home").arg(home.root()).args(network.arguments());
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0).current_dir("/");
     let mut child = command.spawn().with_context(|| format!("cannot run {}", program.display()))?;
     let end = Instant::now() + DAEMON_TIMEOUT;

@@ -5,10 +5,13 @@ use std::path::Path;
 
 use serde::Serialize;
 
+mod network;
+
 use super::daemon::{self, Client};
 use super::home::{Home, free_space};
 use super::settings::{Settings, show_size};
 use crate::hypervisor::{self, Kind};
+use crate::protocol::daemon::Status;
 
 /// Less free space than this and new VMs soon stop.
 const COMFORTABLE: u64 = 4 << 30;
@@ -85,9 +88,10 @@ pub fn examine(home: &Home, settings: &Settings) -> Vec<Check> {
         Err(error) => missing("hypervisor", format!("{error:#}"), hint(error)),
     });
     checks.push(device("tun", "/dev/net/tun", "sudo modprobe tun && sudo chmod 0666 /dev/net/tun", State::Missing));
-    checks.push(puterd(home));
+    let status = Client::new(home).status().ok();
+    checks.push(puterd(status.as_ref()));
     checks.push(forwarding());
-    checks.extend(firewalls());
+    checks.extend(network::checks(status.as_ref(), settings));
     checks.push(tool("ssh", "puter ssh", "openssh-client"));
     checks.push(tool("ssh-keygen", "the key for puter ssh", "openssh-client"));
     checks.push(match home.kernel().is_file() {
@@ -166,9 +170,9 @@ fn reflinks(home: &Home) -> Check {
     }
 }
 
-fn puterd(home: &Home) -> Check {
+fn puterd(status: Option<&Status>) -> Check {
     let name = "puterd";
-    if let Ok(status) = Client::new(home).status() {
+    if let Some(status) = status {
         return ok(name, format!("runs, bridge {} at {}", status.bridge, status.subnet));
     }
     let program = match daemon::program() {
@@ -236,40 +240,6 @@ fn forwarding() -> Check {
         Ok(_) => advice(name, "off; puterd turns it on when it starts", "puter daemon start").by_command(),
         Err(error) => advice(name, format!("cannot be read: {error}"), "mount /proc"),
     }
-}
-
-/// What else on this host filters packets and may drop those of VMs.
-fn firewalls() -> Vec<Check> {
-    let mut checks = Vec::new();
-    if Path::new("/sys/class/net/docker0").exists() {
-        checks.push(advice(
-            "docker",
-            "docker is here; it drops what it does not know when packets are forwarded: VMs may not reach the internet",
-            "sudo iptables -I DOCKER-USER -i puter0 -j ACCEPT && sudo iptables -I DOCKER-USER -o puter0 -j ACCEPT",
-        ).by_command());
-    }
-    if Path::new("/run/firewalld").exists() {
-        checks.push(
-            advice(
-                "firewalld",
-                "firewalld is here; it drops DHCP on interfaces that are in no zone: VMs may get no address",
-                "sudo firewall-cmd --permanent --zone=trusted --add-interface=puter0 && sudo firewall-cmd --reload",
-            )
-            .by_command(),
-        );
-    }
-    let ufw = std::fs::read_to_string("/etc/ufw/ufw.conf").unwrap_or_default();
-    if ufw.lines().any(|line| line.trim() == "ENABLED=yes") {
-        checks.push(
-            advice(
-                "ufw",
-                "ufw is on; it drops DHCP from VMs unless told otherwise: they may get no address",
-                "sudo ufw allow in on puter0 && sudo ufw route allow in on puter0",
-            )
-            .by_command(),
-        );
-    }
-    checks
 }
 
 fn tool(name: &'static str, purpose: &str, package: &str) -> Check {

@@ -7,10 +7,10 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context, Result, anyhow, bail};
 use sha2::{Digest, Sha256};
 
+use super::daemon::Network;
 use super::home::Home;
 use super::settings::config_home;
 use super::{Hint, files};
-use crate::protocol::address::Subnet;
 
 /// Where packages put units for users.
 const PACKAGED: [&str; 3] = ["/etc/systemd/user", "/usr/local/lib/systemd/user", "/usr/lib/systemd/user"];
@@ -59,8 +59,8 @@ impl Service {
     ///
     /// # Errors
     /// When the unit cannot be written, or puterd fails: the error holds its last words.
-    pub fn start(&self, home: &Home, subnet: Subnet, puterd: &Path) -> Result<()> {
-        self.install(&self.unit(), &daemon_unit(home, subnet, puterd)?)?;
+    pub fn start(&self, home: &Home, network: &Network<'_>, puterd: &Path) -> Result<()> {
+        self.install(&self.unit(), &daemon_unit(home, network, puterd)?)?;
         let output = self.systemctl(&["restart", &self.unit()])?;
         if output.status.success() {
             return Ok(());
@@ -92,8 +92,8 @@ impl Service {
     ///
     /// # Errors
     /// When a unit cannot be written or systemd refuses.
-    pub fn enable(&self, home: &Home, subnet: Subnet, puterd: &Path, puter: &Path) -> Result<()> {
-        self.install(&self.unit(), &daemon_unit(home, subnet, puterd)?)?;
+    pub fn enable(&self, home: &Home, network: &Network<'_>, puterd: &Path, puter: &Path) -> Result<()> {
+        self.install(&self.unit(), &daemon_unit(home, network, puterd)?)?;
         self.install(&self.boot_unit(), &boot_unit(home, puter, &self.unit())?)?;
         self.done(&["enable", &self.unit(), &self.boot_unit()])
     }
@@ -151,7 +151,7 @@ pub fn lingers() -> Option<bool> {
     Some(Path::new(LINGER).join(name).exists())
 }
 
-fn daemon_unit(home: &Home, subnet: Subnet, puterd: &Path) -> Result<String> {
+fn daemon_unit(home: &Home, network: &Network<'_>, puterd: &Path) -> Result<String> {
     // No word of a list, so not quoted.
     let log = plain(&home.daemon_log())?.replace('%', "%%");
     Ok(format!(
@@ -162,7 +162,7 @@ fn daemon_unit(home: &Home, subnet: Subnet, puterd: &Path) -> Result<String> {
          \n\
          [Service]\n\
          Type=notify\n\
-         ExecStart={} --home {} --subnet {subnet}\n\
+         ExecStart={} --home {} {}\n\
          Restart=on-failure\n\
          RestartSec=1\n\
          UMask=0077\n\
@@ -174,7 +174,8 @@ fn daemon_unit(home: &Home, subnet: Subnet, puterd: &Path) -> Result<String> {
          [Install]\n\
          WantedBy=default.target\n",
         word(puterd)?,
-        word(home.root())?
+        word(home.root())?,
+        network.arguments().join(" ")
     ))
 }
 
@@ -228,17 +229,24 @@ fn text(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::address::Subnet;
+    use crate::protocol::ports::HostPort;
+
+    fn network(host_ports: &[HostPort]) -> Network<'_> {
+        Network { subnet: Subnet::default(), host_ports }
+    }
 
     #[test]
     fn units_hold_paths_as_single_words() {
         let home = Home::at("/home/me/100% \"mine\"");
-        let unit = daemon_unit(&home, Subnet::default(), Path::new("/opt/my puter/puterd")).unwrap();
-        let line = "ExecStart=\"/opt/my puter/puterd\" --home \"/home/me/100%% \\\"mine\\\"\" --subnet 10.0.0.1/24\n";
+        let unit =
+            daemon_unit(&home, &network(&["tcp/22".parse().unwrap()]), Path::new("/opt/my puter/puterd")).unwrap();
+        let line = "ExecStart=\"/opt/my puter/puterd\" --home \"/home/me/100%% \\\"mine\\\"\" --subnet 10.0.0.1/24 --host-port tcp/22\n";
         assert!(unit.contains(line), "{unit}");
         assert!(unit.contains("Type=notify") && !unit.contains("NoNewPrivileges=yes"));
         let boot = boot_unit(&Home::at("/h"), Path::new("/bin/puter"), "puterd.service").unwrap();
         assert!(boot.contains("Environment=\"PUTER_HOME=/h\"\n") && boot.contains("\"/bin/puter\" start --boot\n"));
-        assert!(daemon_unit(&Home::at("/a\nb"), Subnet::default(), Path::new("/p")).is_err());
+        assert!(daemon_unit(&Home::at("/a\nb"), &network(&[]), Path::new("/p")).is_err());
     }
 
     #[test]
@@ -246,7 +254,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let program = std::env::current_exe().unwrap();
         let home = Home::at(dir.path());
-        std::fs::write(dir.path().join("puterd.service"), daemon_unit(&home, Subnet::default(), &program).unwrap())
+        std::fs::write(dir.path().join("puterd.service"), daemon_unit(&home, &network(&[]), &program).unwrap())
             .unwrap();
         let boot = boot_unit(&home, &program, "puterd.service").unwrap();
         std::fs::write(dir.path().join("puter-boot.service"), boot).unwrap();

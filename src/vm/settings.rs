@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::Hint;
 use crate::hypervisor::Setting as HypervisorSetting;
 use crate::protocol::address::Subnet;
+use crate::protocol::ports::{HostPort, parse_list};
 
 /// Where a value came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +44,10 @@ pub struct Settings {
     pub disk: u64,
     pub hypervisor: HypervisorSetting,
     pub subnet: Subnet,
+    /// Whether new VMs are kept from all others.
+    pub isolate: bool,
+    /// Ports of the host that VMs may reach besides DHCP and DNS; puterd takes them on when it starts.
+    pub host_ports: Vec<HostPort>,
     /// How long `start` waits for the agent.
     pub start_timeout: Duration,
     /// How long `stop` waits before force.
@@ -65,6 +70,8 @@ struct File {
     disk: Option<String>,
     hypervisor: Option<String>,
     subnet: Option<String>,
+    isolate: Option<bool>,
+    host_ports: Option<Vec<String>>,
     start_timeout: Option<u64>,
     stop_timeout: Option<u64>,
     registry_timeout: Option<u64>,
@@ -119,6 +126,11 @@ impl Settings {
         let size = |(value, place): (String, String)| -> Result<u64> {
             parse_size(&value).map_err(|why| anyhow::anyhow!("{place}: {why}"))
         };
+        let truth = |(value, place): (String, String)| match value.as_str() {
+            "true" | "yes" => Ok(true),
+            "false" | "no" => Ok(false),
+            other => Err(anyhow::anyhow!("{place} is '{other}'; it must be true or false")),
+        };
         let image = pick("image", file.image, "").0;
         let cpus = number(pick("cpus", file.cpus.map(|n| n.to_string()), "2"), 1, 254)? as u32;
         let memory = size(pick("memory", file.memory, "1G"))?;
@@ -130,17 +142,15 @@ impl Settings {
         };
         let (subnet, place) = pick("subnet", file.subnet, "10.0.0.1/24");
         let subnet = subnet.parse().map_err(|why| anyhow::anyhow!("{place}: {why}"))?;
+        let isolate = truth(pick("isolate", file.isolate.map(|yes| yes.to_string()), "false"))?;
+        let (ports, place) = pick("host_ports", file.host_ports.map(|list| list.join(",")), "");
+        let host_ports = parse_list(&ports).map_err(|why| anyhow::anyhow!("{place}: {why}"))?;
         let start_timeout = number(pick("start_timeout", file.start_timeout.map(|n| n.to_string()), "300"), 1, 86_400)?;
         let stop_timeout = number(pick("stop_timeout", file.stop_timeout.map(|n| n.to_string()), "30"), 0, 86_400)?;
         let registry = pick("registry_timeout", file.registry_timeout.map(|n| n.to_string()), "30");
         let registry_timeout = number(registry, 1, 3600)?;
         let insecure = pick("insecure_registries", file.insecure_registries.map(|l| l.join(",")), "").0;
-        let (service, place) = pick("service", file.service.map(|yes| yes.to_string()), "true");
-        let service = match service.as_str() {
-            "true" | "yes" => true,
-            "false" | "no" => false,
-            other => anyhow::bail!("{place} is '{other}'; it must be true or false"),
-        };
+        let service = truth(pick("service", file.service.map(|yes| yes.to_string()), "true"))?;
         Ok(Settings {
             service,
             image: Some(image).filter(|i| !i.is_empty()),
@@ -149,6 +159,8 @@ impl Settings {
             disk,
             hypervisor,
             subnet,
+            isolate,
+            host_ports,
             start_timeout: Duration::from_secs(start_timeout),
             stop_timeout: Duration::from_secs(stop_timeout),
             registry_timeout: Duration::from_secs(registry_timeout),
@@ -224,6 +236,10 @@ mod tests {
         assert_eq!((settings.cpus, settings.memory, settings.disk), (8, 3 << 30, 10 << 30));
         let source = |name| settings.shown().iter().find(|s| s.0 == name).unwrap().2;
         assert_eq!(source("cpus"), Source::Environment);
+        let network = load("isolate = true\nhost_ports = [\"udp/123\", \"tcp/22\"]", &[]).unwrap();
+        assert!(network.isolate && !settings.isolate);
+        let shown = network.shown().iter().find(|s| s.0 == "host_ports").unwrap();
+        assert_eq!((shown.1.as_str(), network.host_ports.len()), ("udp/123,tcp/22", 2));
         assert_eq!(source("memory"), Source::File);
         assert_eq!(source("disk"), Source::Default);
     }
@@ -235,6 +251,8 @@ mod tests {
             ("", vec![("PUTER_MEMORY", "lots")], "the environment's PUTER_MEMORY: 'lots' is not a size"),
             ("subnet = \"10.0.0.9/24\"", vec![], "the setting 'subnet'"),
             ("cpu = 1", vec![], "config.toml cannot be used"),
+            ("", vec![("PUTER_ISOLATE", "maybe")], "PUTER_ISOLATE is 'maybe'"),
+            ("host_ports = [\"tcp/22\", \"ssh\"]", vec![], "the setting 'host_ports': 'ssh' is no port"),
         ] {
             let error = format!("{:#}", load(text, &env).unwrap_err());
             assert!(error.contains(expected), "{error}");

@@ -88,6 +88,9 @@ pub struct Vm {
     /// Whether it starts when its user's services do.
     #[serde(default)]
     pub autostart: bool,
+    /// Whether it is kept from all other VMs.
+    #[serde(default)]
+    pub isolate: bool,
     /// How it last ended by itself.
     #[serde(default)]
     pub exit: Option<Exit>,
@@ -448,6 +451,7 @@ pub(crate) mod tests {
             mounts: Vec::new(),
             restart: Restart::No,
             autostart: false,
+            isolate: false,
             exit: None,
             retry: None,
             head: None,

@@ -67,7 +67,8 @@ fn udhcpc_gets_renews_and_gives_back_the_address_of_its_mac() {
     wait("udhcpc is bound", || read(&lab, "udhcpc.log").contains("bound "));
     let bound = read(&lab, "udhcpc.log").lines().find(|line| line.starts_with("bound ")).unwrap().to_owned();
     assert_eq!(bound, "bound ip=10.0.0.11 router=10.0.0.1 subnet=255.255.255.0 lease=3600 server=10.0.0.1 name=web");
-    lab.run(&holder, "ping -c 1 -W 5 10.0.0.1");
+    // The client's script writes before it acts.
+    wait("the address is set", || lab.attempt(&holder, "ping -c 1 -W 5 10.0.0.1").1);
     let held = leases(&lab);
     assert_eq!((held.len(), held[0].vm.as_str(), held[0].ip.to_string().as_str()), (1, "web", "10.0.0.11"));
     assert!((3590..=3600).contains(&held[0].remaining), "{held:?}");

@@ -7,7 +7,7 @@ use std::thread;
 
 use rustix::thread::LinkNameSpaceType;
 
-use crate::lab::Process;
+use crate::lab::{Lab, Process, wait};
 
 /// Runs something on a thread that has moved into the network namespace of this process.
 pub fn inside<T: Send>(holder: &Process, work: impl FnOnce() -> T + Send) -> T {
@@ -23,6 +23,31 @@ pub fn inside<T: Send>(holder: &Process, work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| scope.spawn(moved).join().unwrap())
 }
 
+/// Takes a VM's TAP, as its hypervisor does, and waits until the bridge passes frames to it.
+pub fn take(lab: &Lab, tap: &str) -> File {
+    let file = inside(lab.host_holder(), || puter::net::tap::open(tap).unwrap());
+    wait("the bridge's port forwards", || lab.host(&format!("cat /sys/class/net/{tap}/brport/state")) == "3\n");
+    file
+}
+
+/// All frames that wait to be read, without their virtio header.
+pub fn drain(tap: &File) -> Vec<Vec<u8>> {
+    rustix::io::ioctl_fionbio(tap, true).unwrap();
+    let mut all = Vec::new();
+    let mut frame = [0; 4096];
+    while let Ok(size) = (&*tap).read(&mut frame) {
+        all.push(frame[10..size].to_vec());
+    }
+    rustix::io::ioctl_fionbio(tap, false).unwrap();
+    all
+}
+
+/// The same frame to one MAC instead of all.
+pub fn to(mac: [u8; 6], mut frame: Vec<u8>) -> Vec<u8> {
+    frame[10..16].copy_from_slice(&mac);
+    frame
+}
+
 /// Who a frame claims to come from.
 #[derive(Clone, Copy)]
 pub struct Sender {
@@ -30,7 +55,7 @@ pub struct Sender {
     pub ip: Ipv4Addr,
 }
 
-fn ethernet(source: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {
+pub fn ethernet(source: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0; 10]; // struct virtio_net_hdr, which asks for nothing.
     frame.extend([0xff; 6]);
     frame.extend(source);
@@ -41,7 +66,12 @@ fn ethernet(source: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {
 
 /// An ARP request for `target`, with a MAC of its own in the Ethernet header.
 pub fn arp(outer: [u8; 6], sender: Sender, target: Ipv4Addr) -> Vec<u8> {
-    let mut packet = vec![0, 1, 8, 0, 6, 4, 0, 1];
+    arp_of(1, outer, sender, target)
+}
+
+/// An ARP request (1) or reply (2).
+pub fn arp_of(operation: u8, outer: [u8; 6], sender: Sender, target: Ipv4Addr) -> Vec<u8> {
+    let mut packet = vec![0, 1, 8, 0, 6, 4, 0, operation];
     packet.extend(sender.mac);
     packet.extend(sender.ip.octets());
     packet.extend([0; 6]);

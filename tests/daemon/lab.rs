@@ -297,6 +297,17 @@ impl Daemon {
         }
     }
 
+    /// What it has said since it was last asked.
+    pub fn said(&self) -> Vec<String> {
+        self.lines.try_iter().collect()
+    }
+
+    /// Lets it do nothing, or go on.
+    pub fn freeze(&self, frozen: bool) {
+        let signal = if frozen { Signal::STOP } else { Signal::CONT };
+        rustix::process::kill_process(Pid::from_child(&self.process.0), signal).unwrap();
+    }
+
     /// Sends a signal and waits for the end.
     pub fn stop(mut self, signal: Signal) -> ExitStatus {
         rustix::process::kill_process(Pid::from_child(&self.process.0), signal).unwrap();

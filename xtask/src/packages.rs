@@ -29,6 +29,7 @@ pub const TEST: &[&str] = &[
     "dnsmasq-base",
     "udhcpc",
     "nftables",
+    "iptables",
     "curl",
     "iputils-ping",
     "openssl",

@@ -57,6 +57,7 @@ pub(super) fn create(context: &Context, name: &str, options: &StartOptions, daem
             mounts: options.mounts.clone().unwrap_or_default(),
             restart: options.restart.unwrap_or_default(),
             autostart: options.autostart.unwrap_or_default(),
+            isolate: options.isolate.unwrap_or(context.settings.isolate),
             ..vm
         })
     })?;
@@ -113,6 +114,7 @@ pub(super) fn new_vm(context: &Context, name: &str, id: u32, subnet: Subnet, wha
         mounts: Vec::new(),
         restart: Restart::No,
         autostart: false,
+        isolate: context.settings.isolate,
         exit: None,
         retry: None,
         head: None,

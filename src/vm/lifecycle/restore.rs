@@ -233,7 +233,9 @@ fn clone_locked(
         let was = &snapshot.machine;
         let what = NewVm { image: was.image.clone(), cpus: was.cpus, memory: was.memory, disk: was.disk };
         let vm = new_vm(context, name, id, subnet, what)?;
-        Ok(Vm { mounts: was.mounts.clone(), head: Some(snapshot.origin.clone()), ..vm })
+        // What was isolated stays so in its clones.
+        let isolate = vm.isolate || was.isolate;
+        Ok(Vm { mounts: was.mounts.clone(), head: Some(snapshot.origin.clone()), isolate, ..vm })
     })?;
     let with_memory = snapshot.memory.is_some() && !options.disk_only;
     let request = tap_request(&vm);

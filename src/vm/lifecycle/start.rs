@@ -40,6 +40,8 @@ pub struct StartOptions {
     pub mounts: Option<Vec<Mount>>,
     pub restart: Option<Restart>,
     pub autostart: Option<bool>,
+    /// Whether the VM is kept from all others.
+    pub isolate: Option<bool>,
     /// This start is the restart that the state says is due: it happens only if that still holds.
     pub retry: Option<Retry>,
 }
@@ -164,6 +166,11 @@ pub fn change(context: &Context, name: &str, options: &StartOptions) -> Result<V
         let due = vm.retry;
         resources(&mut vm, options)?;
         vm.retry = due.filter(|_| vm.restart != Restart::No);
+        // A TAP that there is takes it on at once; before the state says so, since a wish is no isolation.
+        if options.isolate.is_some() && vm.is_alive() {
+            let asked = daemon::Client::new(context.home).ensure_tap(&tap_request(&vm));
+            asked.with_context(|| format!("cannot change the network of '{name}'"))?;
+        }
         vm.save(context.home)?;
         Ok(vm)
     })
@@ -248,6 +255,7 @@ pub(super) fn resources(vm: &mut Vm, options: &StartOptions) -> Result<()> {
     }
     vm.restart = options.restart.unwrap_or(vm.restart);
     vm.autostart = options.autostart.unwrap_or(vm.autostart);
+    vm.isolate = options.isolate.unwrap_or(vm.isolate);
     vm.retry = options.retry;
     if let Some(disk) = options.disk.filter(|disk| *disk > vm.disk) {
         // The overlay first: a state that says less than there is does no harm.
@@ -324,7 +332,7 @@ pub(super) fn connect(context: &Context, vm: &mut Vm, daemon: &daemon::Client) -
 
 /// The TAP that the VM needs.
 pub(super) fn tap_request(vm: &Vm) -> TapRequest {
-    TapRequest { vm: vm.name.clone(), id: vm.id, isolated: false }
+    TapRequest { vm: vm.name.clone(), id: vm.id, isolated: vm.isolate }
 }
 
 /// Takes puterd's answer to the request.

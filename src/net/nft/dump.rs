@@ -1,0 +1,107 @@
+//! What the kernel has of nftables, as far as puter looks at it.
+
+use super::{
+    Attributes, Error, GET_CHAIN, GET_ELEMENT, GET_RULE, GET_TABLE, Message, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME,
+    NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE, NFTA_CHAIN_TYPE, NFTA_HOOK_HOOKNUM, NFTA_LIST_ELEM, NFTA_RULE_CHAIN,
+    NFTA_RULE_EXPRESSIONS, NFTA_RULE_HANDLE, NFTA_RULE_TABLE, NFTA_RULE_USERDATA, NFTA_SET_ELEM_KEY,
+    NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE, NFTA_TABLE_FLAGS, NFTA_TABLE_NAME,
+    Socket, header, rule,
+};
+use crate::net::message::{attributes, text};
+
+/// Size of `struct nfgenmsg`.
+const HEADER: usize = 4;
+/// A table whose chains are not called (NFT_TABLE_F_DORMANT).
+const DORMANT: u32 = 1;
+
+/// A chain that the kernel calls at a hook.
+pub(super) struct Chain {
+    pub table: String,
+    pub name: String,
+    pub kind: String,
+    pub hook: u32,
+    pub policy: u32,
+}
+
+/// A rule.
+#[derive(Debug)]
+pub(super) struct Ruled {
+    pub chain: String,
+    pub handle: u64,
+    /// The list of its expressions.
+    pub expressions: Vec<u8>,
+    pub userdata: Vec<u8>,
+}
+
+/// The number in network byte order that an attribute holds.
+pub(super) fn be32(payload: &[u8]) -> Option<u32> {
+    payload.first_chunk().map(|b| u32::from_be_bytes(*b))
+}
+
+/// The payload of the first attribute of this kind.
+pub(super) fn find(body: &[u8], skip: usize, wanted: u16) -> Option<&[u8]> {
+    attributes(body, skip).find(|(kind, _)| *kind == wanted).map(|(_, payload)| payload)
+}
+
+fn dump(socket: &mut Socket, kind: u16, family: u8, filter: Attributes) -> Result<Vec<Vec<u8>>, Error> {
+    let entries = socket.dump(&Message::new(kind, 0, &header(family, 0), filter))?;
+    // A list of one family may hold others on some kernels.
+    Ok(entries.into_iter().map(|(_, body)| body).filter(|body| body.first() == Some(&family)).collect())
+}
+
+/// Whether there is this table and the kernel calls its chains.
+pub(super) fn is_awake(socket: &mut Socket, family: u8, name: &str) -> Result<bool, Error> {
+    let tables = dump(socket, GET_TABLE, family, Attributes::new())?;
+    Ok(tables.iter().any(|body| {
+        let named = find(body, HEADER, NFTA_TABLE_NAME).is_some_and(|payload| text(payload) == name);
+        named && find(body, HEADER, NFTA_TABLE_FLAGS).and_then(be32).unwrap_or(0) & DORMANT == 0
+    }))
+}
+
+/// The chains of a family that stand at a hook.
+pub(super) fn chains(socket: &mut Socket, family: u8) -> Result<Vec<Chain>, Error> {
+    let read = |body: Vec<u8>| {
+        let word = |kind| find(&body, HEADER, kind).map(text);
+        Some(Chain {
+            table: word(NFTA_CHAIN_TABLE)?,
+            name: word(NFTA_CHAIN_NAME)?,
+            kind: word(NFTA_CHAIN_TYPE)?,
+            hook: find(find(&body, HEADER, NFTA_CHAIN_HOOK)?, 0, NFTA_HOOK_HOOKNUM).and_then(be32)?,
+            policy: find(&body, HEADER, NFTA_CHAIN_POLICY).and_then(be32)?,
+        })
+    };
+    Ok(dump(socket, GET_CHAIN, family, Attributes::new())?.into_iter().filter_map(read).collect())
+}
+
+/// The rules of a table, in order within each chain.
+pub(super) fn rules(socket: &mut Socket, family: u8, table: &str) -> Result<Vec<Ruled>, Error> {
+    let read = |body: Vec<u8>| {
+        // Older kernels do not filter.
+        if find(&body, HEADER, NFTA_RULE_TABLE).map(text).as_deref() != Some(table) {
+            return None;
+        }
+        Some(Ruled {
+            chain: find(&body, HEADER, NFTA_RULE_CHAIN).map(text)?,
+            handle: find(&body, HEADER, NFTA_RULE_HANDLE)?.first_chunk().map(|b| u64::from_be_bytes(*b))?,
+            expressions: find(&body, HEADER, NFTA_RULE_EXPRESSIONS).unwrap_or_default().to_vec(),
+            userdata: find(&body, HEADER, NFTA_RULE_USERDATA).unwrap_or_default().to_vec(),
+        })
+    };
+    let filter = Attributes::new().string(NFTA_RULE_TABLE, table);
+    Ok(dump(socket, GET_RULE, family, filter)?.into_iter().filter_map(read).collect())
+}
+
+/// The keys of a set, sorted.
+pub(super) fn keys(socket: &mut Socket, family: u8, table: &str, set: &str) -> Result<Vec<Vec<u8>>, Error> {
+    let filter = Attributes::new().string(NFTA_SET_ELEM_LIST_TABLE, table).string(NFTA_SET_ELEM_LIST_SET, set);
+    let mut keys = Vec::new();
+    for body in dump(socket, GET_ELEMENT, family, filter)? {
+        let list = find(&body, HEADER, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
+        for (_, element) in attributes(list, 0).filter(|(kind, _)| *kind == NFTA_LIST_ELEM) {
+            let key = find(element, 0, NFTA_SET_ELEM_KEY).and_then(|key| find(key, 0, rule::NFTA_DATA_VALUE));
+            keys.extend(key.map(<[u8]>::to_vec));
+        }
+    }
+    keys.sort_unstable();
+    Ok(keys)
+}

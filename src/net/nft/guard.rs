@@ -1,0 +1,129 @@
+//! The table with a chain for each TAP: what a guest may send at all.
+
+use std::net::Ipv4Addr;
+
+use super::rule::{IPPROTO_UDP, Meta, Rule};
+use super::{
+    Attributes, DELETE_CHAIN, Error, Guest, Hook, Message, NETDEV, NEW_CHAIN, NEW_TABLE, NFTA_CHAIN_NAME,
+    NFTA_CHAIN_TABLE, PRIORITY_FILTER, chain, commit, flags, header, rule, table, table_name,
+};
+use crate::protocol::address::Mac;
+
+const INGRESS: u32 = 0;
+const ARP: u16 = 0x0806;
+const IPV4: u16 = 0x0800;
+const DHCP_SERVER: u16 = 67;
+const DHCP_CLIENT: u16 = 68;
+/// How many TAPs share a batch: each commit waits for the kernel some 15 ms, and a batch must fit a socket's buffer.
+const GUESTS_AT_ONCE: usize = 16;
+
+/// Frames with its own MAC (IEEE 802.3) and no other's, and without a tag (IEEE 802.1Q).
+fn ethernet_rules(mac: Mac) -> Vec<Rule> {
+    // A TAP is always Ethernet; to say so is how nft(8) knows the address for one.
+    let frame = || Rule::new().meta(Meta::InputType, false, &1u16.to_ne_bytes());
+    vec![
+        frame().payload(0, 6, 6).compare(true, &mac.0).drop(),
+        frame().frame_type(0x8100).drop(),
+        frame().frame_type(0x88a8).drop(),
+    ]
+}
+
+/// ARP (RFC 826) for Ethernet and IPv4, with its own addresses as the sender's.
+fn arp_rules(mac: Mac, address: Ipv4Addr) -> Vec<Rule> {
+    let octets = address.octets();
+    let arp = || Rule::new().ether_type(ARP);
+    vec![
+        arp().payload(1, 0, 6).compare(true, &[0, 1, 8, 0, 6, 4]).drop(),
+        arp().payload(1, 8, 6).compare(true, &mac.0).drop(),
+        arp().payload(1, 14, 4).compare(false, &octets).accept(),
+        // A probe for a duplicate of its address names no sender (RFC 5227); one for another's would be an attack.
+        arp().payload(1, 14, 4).compare(false, &[0; 4]).payload(1, 24, 4).compare(false, &octets).accept(),
+    ]
+}
+
+/// IPv4 (RFC 791) from its own address, or from none to a DHCP server; never as a DHCP server, nor to a DHCP client,
+/// for some clients look at no other port.
+fn ipv4_rules(mac: Mac, address: Ipv4Addr) -> Vec<Rule> {
+    let ip = || Rule::new().ether_type(IPV4);
+    vec![
+        ip().source_port(IPPROTO_UDP, DHCP_SERVER).drop(),
+        ip().port(IPPROTO_UDP, DHCP_CLIENT).drop(),
+        // A client speaks for its own MAC: 28 bytes into the message (RFC 2131, section 2), after UDP's header.
+        ip().port(IPPROTO_UDP, DHCP_SERVER).payload(2, 8 + 28, 6).compare(true, &mac.0).drop(),
+        // Of a packet with a wrong header no port is known above, and who reads raw frames may take it all the same.
+        ip().well_formed().payload(1, 12, 4).compare(false, &address.octets()).accept(),
+        ip().whole().payload(1, 12, 4).compare(false, &[0; 4]).port(IPPROTO_UDP, DHCP_SERVER).accept(),
+    ]
+}
+
+/// What a guest may send: frames with its own MAC that are ARP or IPv4 with its own address, or a request to a DHCP
+/// server. Anything else goes nowhere: tagged frames, bridges' and switches' protocols, and IPv6, of which puter gives
+/// it none.
+pub(super) fn rules(guest: &Guest) -> Vec<Rule> {
+    let mut rules = ethernet_rules(guest.mac);
+    rules.extend(arp_rules(guest.mac, guest.address));
+    rules.extend(ipv4_rules(guest.mac, guest.address));
+    rules.push(Rule::new().drop());
+    rules
+}
+
+/// Makes and deletes a TAP's chain, so that none is left.
+fn no_chain(table_name: &str, tap: &str) -> Vec<Message> {
+    let attributes = || Attributes::new().string(NFTA_CHAIN_TABLE, table_name).string(NFTA_CHAIN_NAME, tap);
+    vec![
+        table(NETDEV, NEW_TABLE, flags::CREATE, table_name),
+        Message::new(NEW_CHAIN, flags::CREATE, &header(NETDEV, 0), attributes()),
+        Message::new(DELETE_CHAIN, 0, &header(NETDEV, 0), attributes()),
+    ]
+}
+
+/// The messages that replace the chain of one TAP.
+fn messages(name: &str, guest: &Guest) -> Vec<Message> {
+    let hook = Hook { number: INGRESS, priority: PRIORITY_FILTER, device: Some(&guest.tap) };
+    let mut messages = no_chain(name, &guest.tap);
+    messages.push(chain(NETDEV, name, &guest.tap, "filter", hook));
+    messages.extend(rules(guest).into_iter().map(|body| rule(NETDEV, name, &guest.tap, body)));
+    messages
+}
+
+/// Lets nothing into the host from these TAPs but what their guests may send, with no moment in between where a former
+/// chain is replaced.
+///
+/// # Errors
+/// The kernel's; `OPNOTSUPP` where it lacks nf_tables for interfaces.
+pub fn guard(bridge: &str, guests: &[Guest]) -> Result<(), Error> {
+    let name = table_name(bridge);
+    for some in guests.chunks(GUESTS_AT_ONCE) {
+        commit(some.iter().flat_map(|guest| messages(&name, guest)).collect())?;
+    }
+    Ok(())
+}
+
+/// Removes the chain of a TAP that is gone; newer kernels keep it without its interface.
+///
+/// # Errors
+/// The kernel's.
+pub fn unguard(bridge: &str, tap: &str) -> Result<(), Error> {
+    commit(no_chain(&table_name(bridge), tap))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_of_guards_fits_a_sockets_buffer() {
+        let guest = Guest {
+            tap: "pt-123456789abc".to_owned(),
+            mac: Mac([0xff; 6]),
+            address: Ipv4Addr::new(10, 255, 255, 254),
+            isolated: true,
+        };
+        let mut bytes = Vec::new();
+        for message in messages("puter-exactly-15-chars", &guest) {
+            message.encode(flags::ACK, 1, &mut bytes);
+        }
+        // The default of net.core.wmem_default is 212,992 bytes, about half of them for data.
+        assert!(bytes.len() * GUESTS_AT_ONCE < 106_496, "{} bytes each", bytes.len());
+    }
+}

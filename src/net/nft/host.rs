@@ -1,0 +1,106 @@
+//! The bridge's table: what guests may send to the host and through it, and the way back.
+
+use super::rule::{IPPROTO_ICMP, Meta, NFPROTO_IPV4, Rule};
+use super::{
+    Attributes, Error, Guest, Hook, INET, ISOLATED, Message, PRIORITY_FILTER, chain, commit_with_keys, fresh_table,
+    rule, set, table_name,
+};
+use crate::protocol::address::Subnet;
+use crate::protocol::ports::{HostPort, Protocol};
+
+const LOCAL_IN: u32 = 1;
+const FORWARD: u32 = 2;
+const POSTROUTING: u32 = 4;
+const PRIORITY_SOURCE_NAT: i32 = 100;
+/// nft(8)'s number for the type `ipv4_addr`.
+const TYPE_ADDRESS: u32 = 7;
+/// Where an IPv4 header has its addresses (RFC 791).
+const SOURCE: u32 = 12;
+const DESTINATION: u32 = 16;
+
+/// What holds for all guests of a bridge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// The bridge's interface name.
+    pub bridge: String,
+    pub subnet: Subnet,
+    /// Ports of the host, besides DHCP and DNS, that guests may reach.
+    pub host_ports: Vec<HostPort>,
+}
+
+/// What guests may send to the host: DHCP, DNS, ICMP echo, what the user allows, and answers to what the host began;
+/// nothing by IPv6.
+fn input(policy: &Policy) -> Vec<Rule> {
+    let own = [(Protocol::Udp, 67), (Protocol::Udp, 53), (Protocol::Tcp, 53)];
+    let ports = own.into_iter().map(|(protocol, port)| HostPort { protocol, port });
+    let ports = ports.chain(policy.host_ports.iter().copied());
+    let echo = Rule::new().meta(Meta::Protocol, false, &[IPPROTO_ICMP]).payload(2, 0, 1).compare(false, &[8]);
+    let mut rules = vec![
+        Rule::new().interface(Meta::InputName, true, &policy.bridge).accept(),
+        Rule::new().established().accept(),
+        Rule::new().meta(Meta::Family, true, &[NFPROTO_IPV4]).drop(),
+    ];
+    rules.extend(ports.map(|port| Rule::new().host_port(port).accept()));
+    rules.extend([echo.accept(), Rule::new().drop()]);
+    rules
+}
+
+/// What passes through the host. Packets from guest to guest come here where the host routes them, as when a guest
+/// sends them to the host on purpose, or where br_netfilter shows a bridge's own traffic.
+fn forward(policy: &Policy) -> Vec<Rule> {
+    let bridge = policy.bridge.as_str();
+    let between = || Rule::new().input(bridge).output(bridge);
+    vec![
+        between().address_in(SOURCE, ISOLATED).drop(),
+        between().address_in(DESTINATION, ISOLATED).drop(),
+        between().accept(),
+        // Out with a guest's own source alone, and back in only to what a guest began.
+        Rule::new().input(bridge).source(policy.subnet).accept(),
+        Rule::new().input(bridge).drop(),
+        Rule::new().output(bridge).established().accept(),
+        Rule::new().output(bridge).drop(),
+    ]
+}
+
+/// Guests speak to the outside with the host's address, whichever way it goes.
+fn postrouting(policy: &Policy) -> Vec<Rule> {
+    let outside = Rule::new().source(policy.subnet).interface(Meta::OutputName, true, &policy.bridge);
+    vec![outside.expression("masq", Attributes::new())]
+}
+
+/// The rules of each chain, in order.
+pub(super) fn rules(policy: &Policy) -> Vec<(&'static str, Rule)> {
+    let of = |name: &'static str, rules: Vec<Rule>| rules.into_iter().map(move |rule| (name, rule));
+    of("input", input(policy))
+        .chain(of("forward", forward(policy)))
+        .chain(of("postrouting", postrouting(policy)))
+        .collect()
+}
+
+/// The messages that replace the table, with no address isolated yet.
+pub(super) fn messages(policy: &Policy) -> Vec<Message> {
+    let name = table_name(&policy.bridge);
+    let hook = |number, priority| Hook { number, priority, device: None };
+    let mut messages = fresh_table(INET, &name);
+    messages.extend([
+        set(INET, &name, ISOLATED, TYPE_ADDRESS, 4),
+        chain(INET, &name, "input", "filter", hook(LOCAL_IN, PRIORITY_FILTER)),
+        chain(INET, &name, "forward", "filter", hook(FORWARD, PRIORITY_FILTER)),
+        chain(INET, &name, "postrouting", "nat", hook(POSTROUTING, PRIORITY_SOURCE_NAT)),
+    ]);
+    messages.extend(rules(policy).into_iter().map(|(chain, body)| rule(INET, &name, chain, body)));
+    messages
+}
+
+/// The isolated guests' addresses, as the set holds them.
+pub(super) fn keys(guests: &[Guest]) -> Vec<Vec<u8>> {
+    guests.iter().filter(|guest| guest.isolated).map(|guest| guest.address.octets().to_vec()).collect()
+}
+
+/// Puts the table for this bridge in the place of any former one, with no moment in between.
+///
+/// # Errors
+/// The kernel's; `OPNOTSUPP` or `NOENT` where it lacks a part of nf_tables.
+pub fn install(policy: &Policy, guests: &[Guest]) -> Result<(), Error> {
+    commit_with_keys(INET, &table_name(&policy.bridge), messages(policy), &keys(guests))
+}

@@ -1,0 +1,185 @@
+//! What else on this host filters VMs' packets, and what puterd says is wrong.
+
+use std::path::Path;
+
+use super::{Check, advice, missing, ok, quoted};
+use crate::protocol::daemon::{Firewall, Status};
+use crate::protocol::ports::show_list;
+use crate::vm::settings::Settings;
+
+/// What there is of others' firewalls besides what puterd sees of them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Signs {
+    docker: bool,
+    firewalld: bool,
+    ufw: bool,
+}
+
+impl Signs {
+    fn here() -> Signs {
+        let ufw = std::fs::read_to_string("/etc/ufw/ufw.conf").unwrap_or_default();
+        Signs {
+            docker: Path::new("/sys/class/net/docker0").exists(),
+            firewalld: Path::new("/run/firewalld").exists(),
+            ufw: ufw.lines().any(|line| line.trim() == "ENABLED=yes"),
+        }
+    }
+}
+
+const DOCKER: &str =
+    "sudo iptables -I DOCKER-USER -i puter0 -j ACCEPT && sudo iptables -I DOCKER-USER -o puter0 -j ACCEPT";
+const FIREWALLD: &str =
+    "sudo firewall-cmd --permanent --zone=trusted --add-interface=puter0 && sudo firewall-cmd --reload";
+const UFW: &str = "sudo ufw allow in on puter0 && sudo ufw route allow in on puter0";
+
+/// All checks of the network besides puterd itself.
+pub fn checks(status: Option<&Status>, settings: &Settings) -> Vec<Check> {
+    let signs = Signs::here();
+    let Some(status) = status else { return without_puterd(signs) };
+    let mut checks = by_status(status, signs);
+    if status.host_ports != settings.host_ports {
+        let (open, wanted) = (show_list(&status.host_ports), show_list(&settings.host_ports));
+        let found =
+            format!("puterd opens the ports '{open}' of the host to VMs, the setting host_ports says '{wanted}'");
+        checks.push(advice("host_ports", found, "puter daemon stop && puter daemon start").by_command());
+    }
+    checks
+}
+
+/// puterd sees all of nftables.
+fn by_status(status: &Status, signs: Signs) -> Vec<Check> {
+    let mut checks: Vec<Check> = status.firewalls.iter().map(|firewall| chain(firewall, &status.bridge)).collect();
+    let sees = |table: &str| status.firewalls.iter().any(|firewall| firewall.table == table);
+    // What filters packets in the old way is seen by root alone, and no rule of nftables lets them pass there.
+    let legacy = "its rules are not in nftables, so puterd neither sees them nor adds to them";
+    let of_bridge = |mend: &str| mend.replace("puter0", &status.bridge);
+    if signs.docker && !sees("filter") && !sees("docker-bridges") {
+        let found = format!(
+            "docker is here; {legacy} (old iptables), or it drops nothing: VMs that do not reach the internet need \
+             the command below"
+        );
+        checks.push(advice("docker", found, of_bridge(DOCKER)).by_command());
+    }
+    if signs.ufw && !sees("filter") {
+        let found = format!("ufw is on; {legacy} (old iptables): VMs may get no address and not reach the internet");
+        checks.push(advice("ufw", found, of_bridge(UFW)).by_command());
+    }
+    let mend = "see the message, and `puter daemon logs`";
+    checks.extend(status.problems.iter().map(|problem| match problem.contains("was removed") {
+        true => missing("network", problem, "puter daemon stop && puter daemon start").by_command(),
+        false => advice("network", problem, mend),
+    }));
+    checks
+}
+
+/// One chain of somebody else, and what lets VMs pass it.
+fn chain(firewall: &Firewall, bridge: &str) -> Check {
+    let Firewall { family, table, chain, .. } = firewall;
+    let how = if firewall.by_policy { "by its policy" } else { "by its last rule" };
+    let drops = format!("nftables' {family} {table} {chain} drops what it does not know ({how})");
+    if firewall.passes {
+        let by = if firewall.by_puterd { "puterd has added rules" } else { "it has rules for the bridge" };
+        return ok("firewall", format!("{drops}; {by}, so VMs pass"));
+    }
+    let what = match firewall.hook.as_str() {
+        "input" => "VMs may get no address and no names",
+        _ => "VMs do not reach the internet",
+    };
+    let names = [table.as_str(), chain.as_str(), bridge].map(quoted);
+    let [table, chain, bridge] = &names;
+    let mend = match (table.as_str(), firewall.hook.as_str()) {
+        ("firewalld", _) => FIREWALLD.replace("puter0", bridge),
+        (_, "input") => format!("sudo nft insert rule {family} {table} {chain} iifname {bridge} accept"),
+        // A policy leaves room at the end, where the owner's own rules come first; a last rule does not.
+        _ => {
+            let verb = if firewall.by_policy { "add" } else { "insert" };
+            let rule = |key: &str| format!("sudo nft {verb} rule {family} {table} {chain} {key} {bridge} accept");
+            format!("{} && {}", rule("iifname"), rule("oifname"))
+        }
+    };
+    let lasting = "the command holds until that firewall is loaded anew";
+    let note = if mend == FIREWALLD.replace("puter0", bridge) { String::new() } else { format!("; {lasting}") };
+    advice("firewall", format!("{drops}: {what}{note}"), mend).by_command()
+}
+
+/// Nobody who may look at the rules runs.
+fn without_puterd(signs: Signs) -> Vec<Check> {
+    let all = [
+        (signs.docker, "docker", "docker is here; it may drop VMs' packets to the internet", DOCKER),
+        (signs.firewalld, "firewalld", "firewalld is here; it drops what comes from interfaces in no zone", FIREWALLD),
+        (signs.ufw, "ufw", "ufw is on; it drops DHCP from VMs unless told otherwise", UFW),
+    ];
+    let found = all.into_iter().filter(|(is_here, ..)| *is_here);
+    found
+        .map(|(_, name, what, mend)| {
+            let found = format!("{what}; once puterd runs, it adds its rules where it can");
+            advice(name, found, mend).by_command()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::address::Subnet;
+    use crate::vm::doctor::State;
+
+    fn firewall(family: &str, table: &str, chain: &str, hook: &str) -> Firewall {
+        let word = str::to_owned;
+        Firewall {
+            family: word(family),
+            table: word(table),
+            chain: word(chain),
+            hook: word(hook),
+            passes: false,
+            by_puterd: false,
+            by_policy: true,
+        }
+    }
+
+    fn status(firewalls: Vec<Firewall>, problems: &[&str]) -> Status {
+        Status {
+            version: "0".to_owned(),
+            pid: 1,
+            uid: 1,
+            bridge: "puter0".to_owned(),
+            subnet: Subnet::default(),
+            taps: 0,
+            uptime: 0,
+            host_ports: Vec::new(),
+            firewalls,
+            problems: problems.iter().map(|problem| (*problem).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn each_chain_that_drops_is_named_with_the_command_that_mends_it() {
+        let own = firewall("inet", "own", "forward", "forward");
+        let last = Firewall { by_policy: false, ..own.clone() };
+        let all =
+            vec![own, last, firewall("inet", "own", "in put", "input"), firewall("inet", "firewalld", "x", "input")];
+        let checks = by_status(&status(all, &[]), Signs::default());
+        let mends: Vec<&str> = checks.iter().map(|check| check.mend.as_deref().unwrap()).collect();
+        let rule = |verb: &str, key: &str| format!("sudo nft {verb} rule inet own forward {key} puter0 accept");
+        let both = |verb: &str| format!("{} && {}", rule(verb, "iifname"), rule(verb, "oifname"));
+        assert_eq!(mends[0], both("add"));
+        assert_eq!(mends[1], both("insert"));
+        assert_eq!(mends[2], "sudo nft insert rule inet own 'in put' iifname puter0 accept");
+        assert_eq!(mends[3], FIREWALLD);
+        assert!(checks.iter().all(|check| check.state == State::Advice && check.is_command), "{checks:?}");
+        assert!(checks[0].found.starts_with("nftables' inet own forward drops"), "{checks:?}");
+    }
+
+    #[test]
+    fn what_puterd_sees_to_is_well_and_what_it_does_not_see_is_told() {
+        let signs = Signs { docker: true, firewalld: false, ufw: true };
+        let passes = Firewall { passes: true, by_puterd: true, ..firewall("ip", "filter", "FORWARD", "forward") };
+        let checks = by_status(&status(vec![passes], &[]), signs);
+        assert_eq!(checks.iter().map(|check| check.state).collect::<Vec<_>>(), [State::Ok]);
+        let names = |checks: Vec<Check>| checks.iter().map(|check| check.name).collect::<Vec<_>>();
+        assert_eq!(names(by_status(&status(Vec::new(), &[]), signs)), ["docker", "ufw"]);
+        assert_eq!(names(without_puterd(signs)), ["docker", "ufw"]);
+        let checks = by_status(&status(Vec::new(), &["the bridge puter0 was removed: x", "y"]), Signs::default());
+        assert_eq!(checks.iter().map(|check| check.state).collect::<Vec<_>>(), [State::Missing, State::Advice]);
+    }
+}

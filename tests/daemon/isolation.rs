@@ -1,0 +1,129 @@
+//! VMs that are isolated, and what still reaches them: frames as their guests write them, on real TAPs.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, UdpSocket};
+
+use puter::protocol::daemon::Tap;
+
+use crate::lab::{Lab, SERVER};
+use crate::traffic::frames::{self, Sender};
+
+const BRIDGE_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
+/// All ways from one guest to another.
+const WAYS: [&str; 5] = ["unicast", "broadcast", "ARP request", "ARP reply", "by the host"];
+
+struct Machine {
+    made: Tap,
+    tap: File,
+}
+
+impl Machine {
+    fn new(lab: &Lab, vm: &str, id: u32, isolated: bool) -> Machine {
+        let made: Tap = lab.json("POST", "/v1/taps", &format!(r#"{{"vm":"{vm}","id":{id},"isolated":{isolated}}}"#));
+        assert_eq!(made.isolated, isolated);
+        // The host asks nobody where it is: its guest is none that answers.
+        lab.host(&format!("ip neigh replace {} lladdr {} dev puter0 nud permanent", made.ip, made.mac));
+        Machine { tap: frames::take(lab, &made.name), made }
+    }
+
+    fn own(&self) -> Sender {
+        Sender { mac: self.made.mac.0, ip: self.made.ip }
+    }
+
+    /// The ways on which a frame comes from here to there.
+    fn reaches(&self, other: &Machine) -> Vec<&'static str> {
+        let (own, mac, ip) = (self.own(), other.made.mac.0, other.made.ip);
+        let said = |way: &str| format!("{way} from {}", self.made.vm);
+        let udp = |to: Ipv4Addr, way: &str| frames::udp(own, 1000, (to, 2000), &said(way));
+        frames::drain(&other.tap);
+        frames::send(
+            &self.tap,
+            &[
+                frames::to(mac, udp(ip, WAYS[0])),
+                udp(Ipv4Addr::BROADCAST, WAYS[1]),
+                frames::arp_of(1, own.mac, own, ip),
+                frames::to(mac, frames::arp_of(2, own.mac, own, ip)),
+                frames::to(BRIDGE_MAC, udp(ip, WAYS[4])),
+            ],
+        );
+        let came = frames::drain(&other.tap);
+        let arp = |operation: u8| {
+            let is = |f: &Vec<u8>| f[12..14] == [8, 6] && f[21] == operation && f[28..32] == own.ip.octets();
+            came.iter().any(is)
+        };
+        let text = |way: &str| came.iter().any(|f| String::from_utf8_lossy(f).contains(&said(way)));
+        WAYS.into_iter()
+            .filter(|way| match *way {
+                "ARP request" => arp(1),
+                "ARP reply" => arp(2),
+                way => text(way),
+            })
+            .collect()
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_isolated_vm_reaches_no_other_and_none_reaches_it() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let far = frames::inside(lab.internet_holder(), || UdpSocket::bind((SERVER, 7000)).unwrap());
+    far.set_read_timeout(Some(crate::lab::LIMIT)).unwrap();
+    let a = Machine::new(&lab, "a", 1, true);
+    let b = Machine::new(&lab, "b", 2, true);
+    let c = Machine::new(&lab, "c", 3, false);
+    let d = Machine::new(&lab, "d", 4, false);
+    let switch = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+    let shown = lab.attempt(lab.host_holder(), &format!("cat {switch}")).1;
+    let none: [&str; 0] = [];
+    // Where br_netfilter is loaded, a bridge's own frames are shown to the tables for routed packets as well.
+    for shows in if shown { &[Some(0), Some(1)][..] } else { &[None] } {
+        if let Some(value) = shows {
+            lab.host(&format!("echo {value} >{switch}"));
+        }
+        for (from, to) in [(&a, &b), (&b, &a), (&a, &c), (&c, &a), (&d, &b)] {
+            assert_eq!(from.reaches(to), none, "{} to {}, br_netfilter {shows:?}", from.made.vm, to.made.vm);
+        }
+        for (from, to) in [(&c, &d), (&d, &c)] {
+            assert_eq!(from.reaches(to), WAYS, "br_netfilter {shows:?}");
+        }
+        // The host and the outside are there for all.
+        for vm in [&a, &c] {
+            frames::drain(&vm.tap);
+            frames::send(&vm.tap, &[frames::arp(vm.made.mac.0, vm.own(), Ipv4Addr::new(10, 0, 0, 1))]);
+            assert_eq!(frames::arp_answer(&vm.tap), (vm.made.mac.0, vm.made.ip));
+            let out = frames::udp(vm.own(), 1000, (SERVER.parse().unwrap(), 7000), &vm.made.vm);
+            frames::send(&vm.tap, &[frames::to(BRIDGE_MAC, out)]);
+            let mut text = [0; 10];
+            let (size, from) = far.recv_from(&mut text).unwrap();
+            assert_eq!((&text[..size], from.ip().to_string().as_str()), (vm.made.vm.as_bytes(), "203.0.113.2"));
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn isolation_changes_while_vms_run_and_outlives_puterd() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    let a = Machine::new(&lab, "a", 1, false);
+    let b = Machine::new(&lab, "b", 2, false);
+    assert_eq!(a.reaches(&b), WAYS);
+    let set = |vm: &str, id: u32, isolated: bool| {
+        let _: Tap = lab.json("POST", "/v1/taps", &format!(r#"{{"vm":"{vm}","id":{id},"isolated":{isolated}}}"#));
+    };
+    set("b", 2, true);
+    assert!(a.reaches(&b).is_empty() && b.reaches(&a).is_empty());
+    daemon.stop(rustix::process::Signal::KILL);
+    let _daemon = lab.start(&[]);
+    assert!(a.reaches(&b).is_empty() && b.reaches(&a).is_empty());
+    set("b", 2, false);
+    assert_eq!((a.reaches(&b).len(), b.reaches(&a).len()), (WAYS.len(), WAYS.len()));
+    // Who comes after an isolated one with its number is not isolated.
+    set("a", 1, true);
+    assert!(a.reaches(&b).is_empty());
+    drop(a);
+    assert_eq!(lab.request("DELETE", "/v1/taps/a", "").0, 204);
+    let after = Machine::new(&lab, "after", 1, false);
+    assert_eq!(after.reaches(&b), WAYS);
+}

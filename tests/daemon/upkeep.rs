@@ -1,0 +1,163 @@
+//! What others do to the network while VMs run, and how it comes right.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use puter::protocol::daemon::{Status, Tap};
+
+use crate::lab::{Lab, Process, wait};
+
+/// Long enough for puterd to say or do something more, were it to.
+const QUIET: Duration = Duration::from_millis(1500);
+
+fn with_two_vms(lab: &Lab) {
+    for body in [r#"{"vm":"web","id":1,"isolated":true}"#, r#"{"vm":"db","id":2}"#] {
+        let _: Tap = lab.json("POST", "/v1/taps", body);
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn flushed_and_altered_rules_are_put_back_once() {
+    let lab = Lab::new();
+    let mut daemon = lab.start(&[]);
+    with_two_vms(&lab);
+    let list = || lab.host("nft list ruleset | sort");
+    let before = list();
+    sleep(QUIET);
+    assert!(!daemon.said().iter().any(|line| line.contains("put back")), "nobody touched anything");
+    for harm in [
+        "nft flush ruleset",
+        "nft delete table netdev puter",
+        "nft delete table bridge puter",
+        "nft insert rule inet puter input accept",
+    ] {
+        lab.host(harm);
+        daemon.log_until("puter's nftables rules were changed or flushed: put back");
+        wait(harm, || list() == before);
+        sleep(QUIET);
+        assert_eq!(daemon.said(), [""; 0], "once is enough after {harm}");
+        // Each is forgiven by a new puterd; one would hold them against whoever does it.
+        daemon.stop(rustix::process::Signal::TERM);
+        daemon = lab.start(&[]);
+    }
+    for harm in [
+        "nft 'add table inet puter { flags dormant; }'",
+        "nft delete element inet puter isolated '{ 10.0.0.11 }'",
+        "nft add element bridge puter isolated '{ pt-db }'",
+    ] {
+        lab.host(harm);
+        daemon.log_until("put back");
+        wait(harm, || list() == before);
+    }
+    // What others do with their own is theirs.
+    sleep(QUIET);
+    daemon.said();
+    lab.host("nft add table inet mine; nft 'add chain inet mine in { type filter hook input priority 0; }'");
+    sleep(QUIET);
+    assert_eq!(daemon.said(), [""; 0]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn addresses_taps_and_forwarding_come_back() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    with_two_vms(&lab);
+    sleep(QUIET);
+    let has = |command: &str, text: &str| lab.host(command).contains(text);
+    for (harm, look, text, said) in [
+        ("ip addr del 10.0.0.1/24 dev puter0", "ip -4 -o addr show puter0", "10.0.0.1/24", "the bridge was down"),
+        ("ip link set puter0 down", "ip link show puter0", ",UP", "the bridge was down"),
+        ("ip link set pt-web nomaster", "ip -d link show pt-web", "master puter0", "TAPs were off the bridge"),
+        ("ip link set pt-web type bridge_slave isolated off", "ip -d link show pt-web", "isolated on", "TAPs were off"),
+        ("echo 0 >/proc/sys/net/ipv4/ip_forward", "cat /proc/sys/net/ipv4/ip_forward", "1", "forwarding was off"),
+    ] {
+        assert!(has(look, text), "or {harm} proves nothing: {}", lab.host(look));
+        lab.host(harm);
+        daemon.log_until(said);
+        wait(harm, || has(look, text));
+    }
+    sleep(QUIET);
+    assert_eq!(daemon.said(), [""; 0]);
+    // A bridge that is gone cannot come back under the servers on it, and puterd says so.
+    lab.host("ip link delete puter0");
+    let status: Status = lab.json("GET", "/v1/status", "");
+    assert!(status.problems.iter().any(|p| p.contains("puter0 was removed: start puterd again")), "{status:?}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn whoever_fights_back_meets_pauses_and_is_told_of() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    with_two_vms(&lab);
+    let status = || lab.json::<Status>("GET", "/v1/status", "");
+    assert_eq!(status().problems, [""; 0]);
+    let mut fight = lab.enter(lab.host_holder());
+    let script = "for i in $(seq 100); do nft flush ruleset; sleep 0.05; done";
+    let mut fight = Process(fight.args(["timeout", "30", "sh", "-c", script]).spawn().unwrap());
+    wait("the fight is told of", || status().problems.iter().any(|p| p.contains("again and again")));
+    fight.0.wait().unwrap();
+    let lines = daemon.said();
+    let mended = lines.iter().filter(|line| line.contains("put back")).count();
+    assert!((3..=9).contains(&mended), "a hundred flushes were met with {mended} repairs: {lines:?}");
+    // In the end the rules are there.
+    wait("the rules are back", || lab.attempt(lab.host_holder(), "nft list table inet puter").1);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_teardown_is_not_undone() {
+    let lab = Lab::new();
+    let before = lab.host("ip -o link | cut -d: -f2; nft list ruleset");
+    let daemon = lab.start(&["--teardown"]);
+    with_two_vms(&lab);
+    assert!(daemon.stop(rustix::process::Signal::TERM).success());
+    assert_eq!(lab.host("ip -o link | cut -d: -f2; nft list ruleset"), before);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_uplink_may_come_go_and_change() {
+    let lab = Lab::new();
+    lab.host("ip link set up0 down");
+    let _daemon = lab.start(&[]);
+    let guest = lab.guest("g1", "10.0.0.200");
+    let out = || lab.attempt(&guest, "ping -c 1 -W 2 203.0.113.1").1;
+    assert!(!out());
+    lab.host("ip link set up0 up; ip route replace default via 203.0.113.1");
+    wait("the uplink carries", out);
+    // Another interface with another address takes over.
+    lab.internet("ip addr add 203.0.113.1/32 dev lo");
+    lab.host(&format!("ip link add up1 type veth peer name inet1 netns {}", lab.internet_holder().pid()));
+    lab.internet("ip addr add 198.51.100.1/24 dev inet1; ip link set inet1 up");
+    lab.host("ip link delete up0; ip addr add 198.51.100.2/24 dev up1; ip link set up1 up");
+    lab.host("ip route add default via 198.51.100.1");
+    wait("the other uplink carries", out);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_vpn_over_the_subnet_takes_nothing_from_vms_and_is_told_of() {
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    let guest = lab.guest("g1", "10.0.0.200");
+    let works = || {
+        lab.run(&guest, "ping -c 1 -W 5 10.0.0.1; ping -c 1 -W 5 203.0.113.1");
+        lab.host("ping -c 1 -W 5 10.0.0.200");
+    };
+    works();
+    lab.host("ip link add vpn0 type veth peer name vpn1; ip link set vpn0 up; ip route add 10.0.0.0/8 dev vpn0");
+    works();
+    let told = "overlaps the host's route 10.0.0.0/8 (dev vpn0)";
+    let status: Status = lab.json("GET", "/v1/status", "");
+    assert!(status.problems.iter().any(|problem| problem.contains(told)), "{status:?}");
+    assert!(daemon.stop(rustix::process::Signal::TERM).success());
+    let daemon = lab.start(&[]);
+    assert!(daemon.log.contains(told) && daemon.log.contains("--subnet 10.87.0.1/24"), "{}", daemon.log);
+    works();
+    lab.host("ip link delete vpn0");
+    let status: Status = lab.json("GET", "/v1/status", "");
+    assert_eq!(status.problems, [""; 0]);
+}

@@ -1,5 +1,7 @@
 //! puterd on real interfaces, in network namespaces that each test makes for itself.
 
+#[path = "daemon/clients.rs"]
+mod clients;
 #[path = "daemon/dhcp.rs"]
 mod dhcp;
 #[path = "daemon/dns.rs"]

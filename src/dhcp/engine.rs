@@ -127,11 +127,13 @@ impl Engine {
                 self.hold(now, &request, &host);
                 Some(self.give(&request, &host, kind::ACK))
             }
-            kind::DECLINE if ours && wanted == Some(host.ip) => {
+            // These must name their server (RFC 2131, table 5). systemd-networkd's release names none; on this link that
+            // can only be us.
+            kind::DECLINE if (ours || server.is_none()) && wanted == Some(host.ip) => {
                 self.held.remove(&request.mac);
                 None
             }
-            kind::RELEASE if ours && request.ciaddr == host.ip => {
+            kind::RELEASE if (ours || server.is_none()) && request.ciaddr == host.ip => {
                 self.held.remove(&request.mac);
                 None
             }

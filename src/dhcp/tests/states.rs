@@ -163,7 +163,7 @@ fn a_lease_begins_with_an_ack_and_ends_by_time_decline_release_or_nak() {
     let other: (u8, &[u8]) = (code::REQUESTED_IP, &OTHER);
     let now = Instant::now();
     #[rustfmt::skip]
-    let rows: [(&str, u8, [u8; 4], &[(u8, &[u8])], bool); 12] = [
+    let rows: [(&str, u8, [u8; 4], &[(u8, &[u8])], bool); 13] = [
         ("a discover lends nothing and takes nothing", kind::DISCOVER, NONE, &[], true),
         ("renewed", kind::REQUEST, OWN, &[], true),
         ("refused", kind::REQUEST, NONE, &[other], false),
@@ -171,8 +171,9 @@ fn a_lease_begins_with_an_ack_and_ends_by_time_decline_release_or_nak() {
         ("declined", kind::DECLINE, NONE, &[own, ours], false),
         ("declined to another server", kind::DECLINE, NONE, &[own, theirs], true),
         ("another address declined", kind::DECLINE, NONE, &[other, ours], true),
-        ("declined to nobody", kind::DECLINE, NONE, &[own], true),
+        ("declined without a server's name", kind::DECLINE, NONE, &[own], false),
         ("released", kind::RELEASE, OWN, &[ours], false),
+        ("released without a server's name, as systemd does", kind::RELEASE, OWN, &[], false),
         ("released to another server", kind::RELEASE, OWN, &[theirs], true),
         ("another address released", kind::RELEASE, OTHER, &[ours], true),
         ("informed", kind::INFORM, OWN, &[], true),

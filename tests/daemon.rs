@@ -8,6 +8,8 @@ mod dhcp;
 mod dns;
 #[path = "daemon/lab.rs"]
 mod lab;
+#[path = "daemon/scale.rs"]
+mod scale;
 #[path = "daemon/traffic.rs"]
 mod traffic;
 

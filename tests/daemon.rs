@@ -1,5 +1,7 @@
 //! puterd on real interfaces, in network namespaces that each test makes for itself.
 
+#[path = "daemon/clients.rs"]
+mod clients;
 #[path = "daemon/dhcp.rs"]
 mod dhcp;
 #[path = "daemon/dns.rs"]
@@ -12,6 +14,8 @@ mod hostile;
 mod isolation;
 #[path = "daemon/lab.rs"]
 mod lab;
+#[path = "daemon/scale.rs"]
+mod scale;
 #[path = "daemon/traffic.rs"]
 mod traffic;
 #[path = "daemon/upkeep.rs"]

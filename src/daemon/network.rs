@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::io::Errno;
 
 use super::api::{ApiError, Backend};
 use super::bridge::{self, Plan, Settings};
@@ -34,12 +35,35 @@ struct Known {
     ids: HashMap<String, u32>,
 }
 
+impl Known {
+    fn new(all: impl Iterator<Item = Alias>) -> Known {
+        let mut known = Known::default();
+        all.for_each(|alias| known.add(alias));
+        known
+    }
+
+    fn add(&mut self, alias: Alias) {
+        if let Some(former) = self.ids.insert(alias.vm.clone(), alias.id) {
+            self.vms.remove(&former);
+        }
+        if let Some(former) = self.vms.insert(alias.id, alias) {
+            self.ids.remove(&former.vm);
+        }
+    }
+
+    fn remove(&mut self, vm: &str) {
+        if let Some(id) = self.ids.remove(vm) {
+            self.vms.remove(&id);
+        }
+    }
+}
+
 /// The bridge and its TAPs. One request at a time changes them.
 pub struct Network {
     pub(super) settings: Settings,
     pub(super) place: Place,
     socket: Mutex<Socket>,
-    /// The VM of each id, as of the last time the interfaces were listed: what DHCP answers from.
+    /// The VM of each id, as of the last time that its interface was looked at: what DHCP answers from.
     known: RwLock<Known>,
     /// What DHCP has lent.
     dhcp: Arc<Mutex<Engine>>,
@@ -197,22 +221,49 @@ impl Network {
     /// Lists the interfaces and keeps which VM has which id.
     fn refresh(&self, socket: &mut Socket) -> Result<Vec<Link>> {
         let links = link::list(socket).context("cannot list the interfaces")?;
-        let vms: BTreeMap<u32, Alias> =
-            links.iter().filter_map(|l| self.place.owns(l)).map(|alias| (alias.id, alias)).collect();
-        let ids = vms.values().map(|alias| (alias.vm.clone(), alias.id)).collect();
-        let known = Known { vms, ids };
-        *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
+        *self.known_mut() = Known::new(links.iter().filter_map(|l| self.place.marked(l)));
         Ok(links)
+    }
+
+    fn known_mut(&self) -> RwLockWriteGuard<'_, Known> {
+        self.known.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The links that a request for this VM is about: its own, and that of the VM which has the id. All of them would
+    /// be more with each machine.
+    fn concerned(&self, socket: &mut Socket, vm: &str, id: u32) -> Result<Vec<Link>> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let holder = known.vms.get(&id).map(|alias| alias.vm.clone()).filter(|holder| holder != vm);
+        drop(known);
+        let mut links = Vec::new();
+        for vm in [Some(vm), holder.as_deref()].into_iter().flatten() {
+            let name = tap_name(vm);
+            let found = link::find(socket, &name).with_context(|| format!("cannot look for the interface {name}"))?;
+            links.extend(found);
+        }
+        Ok(links)
+    }
+
+    /// What to say where the kernel has no port left on the bridge.
+    fn full(&self, error: &anyhow::Error) -> Option<ApiError> {
+        let refusal = error.chain().find_map(|cause| cause.downcast_ref::<crate::net::Error>())?;
+        let bridge = &self.settings.bridge;
+        (refusal.errno == Errno::XFULL).then(|| {
+            let message = format!(
+                "the bridge {bridge} is full: Linux gives a bridge {MAX_PORTS} ports; stop VMs that need not run, or start a \
+                 puterd for others with --home, --bridge and --subnet of its own"
+            );
+            ApiError::new(507, "bridge_full", message)
+        })
     }
 
     fn make(&self, socket: &mut Socket, request: &TapRequest) -> Result<Tap> {
         let name = tap_name(&request.vm);
         tap::create(&name, self.settings.uid)?;
-        let links = link::list(socket).context("cannot list the interfaces")?;
-        let Some(link) = links.iter().find(|l| l.name == name) else {
+        let Some(link) = link::find(socket, &name).with_context(|| format!("cannot look for the TAP {name}"))? else {
             bail!("the TAP {name} vanished while it was made");
         };
-        let made = self.settle(socket, link, request);
+        let made = self.settle(socket, &link, request);
         if made.is_err() {
             // Half a TAP is worse than none; should this fail too, the next start removes it.
             let _ = link::delete(socket, link.index);
@@ -231,9 +282,11 @@ impl Network {
             self.isolate(socket, &guest).with_context(|| format!("cannot isolate the TAP {}", link.name))?;
         }
         self.finish(socket, link, &alias).with_context(|| format!("cannot set up the TAP {}", link.name))?;
-        let links = self.refresh(socket)?;
-        let tap = links.iter().filter(|l| l.index == link.index).find_map(|l| self.place.tap(l));
-        tap.with_context(|| format!("the TAP {} vanished while it was set up", link.name))
+        let now = link::get(socket, link.index).with_context(|| format!("cannot look at the TAP {}", link.name))?;
+        let tap = now.and_then(|now| self.place.tap(&now));
+        let tap = tap.with_context(|| format!("the TAP {} vanished while it was set up", link.name))?;
+        self.known_mut().add(alias);
+        Ok(tap)
     }
 }
 
@@ -278,6 +331,9 @@ fn guest_of(place: &Place, tap: &str, alias: &Alias) -> Option<Guest> {
 pub(super) fn guests(place: &Place, links: &[Link]) -> Vec<Guest> {
     links.iter().filter_map(|link| guest_of(place, &link.name, &place.marked(link)?)).collect()
 }
+
+/// The most ports of a bridge (BR_MAX_PORTS, net/bridge/br_private.h; number 0 is none).
+const MAX_PORTS: usize = 1023;
 
 /// Makes or adopts the bridge and returns its number.
 fn bring_up(socket: &mut Socket, settings: &Settings, plan: Plan, addresses: &[Address]) -> Result<u32> {
@@ -342,13 +398,13 @@ impl Names for Network {
 impl Backend for Network {
     fn ensure(&self, request: &TapRequest) -> Result<Tap, ApiError> {
         let mut socket = self.lock();
-        let links = self.refresh(&mut socket).map_err(internal)?;
+        let links = self.concerned(&mut socket, &request.vm, request.id).map_err(internal)?;
         let (tap, new) = match self.place.decide(request, &links)? {
             Action::Create => (self.make(&mut socket, request), true),
             Action::Finish(link) => (self.settle(&mut socket, &link, request), true),
             Action::Keep(link, _) => (self.settle(&mut socket, &link, request), false),
         };
-        let tap = tap.map_err(internal)?;
+        let tap = tap.map_err(|error| self.full(&error).unwrap_or_else(|| internal(error)))?;
         if new {
             log!("made the TAP {} for {} ({}, {})", tap.name, tap.vm, tap.ip, tap.mac);
         }
@@ -362,8 +418,11 @@ impl Backend for Network {
 
     fn remove(&self, vm: &str) -> Result<(), ApiError> {
         let mut socket = self.lock();
-        let links = self.refresh(&mut socket).map_err(internal)?;
-        let Some(link) = links.iter().find(|l| self.place.marked(l).is_some_and(|alias| alias.vm == vm)) else {
+        let name = tap_name(vm);
+        let found = link::find(&mut socket, &name).with_context(|| format!("cannot look for the interface {name}"));
+        let link = found.map_err(internal)?.filter(|l| self.place.marked(l).is_some_and(|alias| alias.vm == vm));
+        let Some(link) = link else {
+            self.known_mut().remove(vm);
             return Err(ApiError::new(404, "no_such_tap", format!("the VM {vm} has no TAP")));
         };
         let removed = link::delete(&mut socket, link.index);
@@ -371,7 +430,7 @@ impl Backend for Network {
         if let Err(error) = nft::unguard(&self.settings.bridge, &link.name) {
             log!("cannot remove the filter of {}: {error}", link.name);
         }
-        if let Some(alias) = self.place.marked(link) {
+        if let Some(alias) = self.place.marked(&link) {
             if let Some(guest) = guest_of(&self.place, &link.name, &alias).filter(|guest| guest.isolated) {
                 let free = Guest { isolated: false, ..guest };
                 if let Err(error) = self.isolate(&mut socket, &free) {
@@ -380,8 +439,9 @@ impl Backend for Network {
             }
             self.engine().forget(Mac::of_id(alias.id));
         }
+        self.known_mut().remove(vm);
         log!("removed the TAP {} of {vm}", link.name);
-        self.refresh(&mut socket).map(drop).map_err(internal)
+        Ok(())
     }
 
     fn status(&self) -> Result<Status, ApiError> {

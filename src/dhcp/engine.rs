@@ -127,11 +127,13 @@ impl Engine {
                 self.hold(now, &request, &host);
                 Some(self.give(&request, &host, kind::ACK))
             }
-            kind::DECLINE if ours && wanted == Some(host.ip) => {
+            // These must name their server (RFC 2131, table 5). systemd-networkd's release names none; on this link that
+            // can only be us.
+            kind::DECLINE if (ours || server.is_none()) && wanted == Some(host.ip) => {
                 self.held.remove(&request.mac);
                 None
             }
-            kind::RELEASE if ours && request.ciaddr == host.ip => {
+            kind::RELEASE if (ours || server.is_none()) && request.ciaddr == host.ip => {
                 self.held.remove(&request.mac);
                 None
             }
@@ -179,7 +181,8 @@ impl Engine {
         writer.option(code::T1, &(lease / 2).to_be_bytes());
         writer.option(code::T2, &(lease - lease / 8).to_be_bytes());
         self.parameters(&mut writer, request, host);
-        let to = match (request.ciaddr.is_unspecified(), request.broadcast()) {
+        // A client that has its address is reached there (RFC 2131, section 4.1), whatever it asks for.
+        let to = match (ciaddr.is_unspecified(), request.broadcast()) {
             (true, true) => Destination::Broadcast,
             _ => Destination::Unicast { mac: request.mac, ip: host.ip },
         };
@@ -263,9 +266,14 @@ fn encoded(domain: &str) -> Vec<u8> {
     bytes
 }
 
-/// A guest's name for itself, kept only if it is plain.
+/// A guest's name for itself, kept only if it is a host name (RFC 1123, section 2.1): it is shown to people.
 fn clean_hostname(bytes: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(bytes).ok()?.trim_end_matches('\0');
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';
-    ((1..=253).contains(&text.len()) && text.bytes().all(plain)).then(|| text.to_owned())
+    let plain = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    (text.len() <= 253 && text.split('.').all(plain)).then(|| text.to_owned())
 }

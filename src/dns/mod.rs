@@ -4,6 +4,8 @@
 pub mod server;
 mod upstream;
 
+pub use upstream::relayed;
+
 use std::net::Ipv4Addr;
 
 use simple_dns::rdata::{A, OPT, PTR, RData, SOA};
@@ -56,6 +58,9 @@ pub fn handle(bytes: &[u8], names: &dyn Names) -> Outcome {
     if count(4) != 1 || count(6) != 0 || count(8) != 0 || count(10) > 2 {
         return Outcome::Answer(refusal(bytes, RCODE::FormatError));
     }
+    if let Some(outcome) = unknown_type(bytes, names) {
+        return outcome;
+    }
     let Ok(query) = Packet::parse(bytes) else { return Outcome::Answer(refusal(bytes, RCODE::FormatError)) };
     let Some(question) = query.questions.first() else {
         return Outcome::Answer(refusal(bytes, RCODE::FormatError));
@@ -69,6 +74,28 @@ pub fn handle(bytes: &[u8], names: &dyn Names) -> Outcome {
             Outcome::Answer(answer(&query, question, found).unwrap_or_else(|| refusal(bytes, RCODE::ServerFailure)))
         }
     }
+}
+
+/// Decides about a question for a type that the library has no name for; there are always more of those (RFC 3597). A
+/// type that no machine has a record of stands for it meanwhile.
+fn unknown_type(bytes: &[u8], names: &dyn Names) -> Option<Outcome> {
+    fn asked(message: &mut [u8]) -> Option<&mut [u8; 2]> {
+        let end = question_end(message)?;
+        message.get_mut(end - 4..)?.first_chunk_mut()
+    }
+    let mut query = bytes.to_vec();
+    let asked_for = *asked(&mut query)?;
+    if QTYPE::try_from(u16::from_be_bytes(asked_for)).is_ok() {
+        return None;
+    }
+    *asked(&mut query)? = u16::from(TYPE::TXT).to_be_bytes();
+    let mut outcome = handle(&query, names);
+    if let Outcome::Answer(answer) = &mut outcome
+        && let Some(kind) = asked(answer)
+    {
+        *kind = asked_for;
+    }
+    Some(outcome)
 }
 
 /// What we know of a question.

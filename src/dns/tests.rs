@@ -158,3 +158,24 @@ fn no_bytes_make_it_fail() {
         }
     }
 }
+
+#[test]
+fn a_type_that_is_new_to_us_is_a_question_as_any_other() {
+    // RFC 3597: 64,000 is nobody's yet, 0 is nobody's ever, 256 is a URI.
+    for kind in [0u16, 256, 64_000] {
+        let ask = |name: &str| {
+            let mut bytes = query(name, TYPE::A);
+            let end = bytes.len();
+            bytes[end - 4..end - 2].copy_from_slice(&kind.to_be_bytes());
+            (bytes.clone(), handle(&bytes, &Two))
+        };
+        assert_eq!(ask("example.org").1, Outcome::Forward, "{kind}");
+        for (name, code) in [("web.puter", 0), ("nobody.puter", 3)] {
+            let (asked, outcome) = ask(name);
+            let Outcome::Answer(answer) = outcome else { panic!("{kind} {name}: {outcome:?}") };
+            assert_eq!(answer[3] & 15, code, "{kind} {name}");
+            assert_eq!(answer[HEADER..asked.len()], asked[HEADER..], "{kind} {name}: the question is repeated");
+            assert_eq!((answer[7], answer[9]), (0, 1), "{kind} {name}: no answer, and for how long");
+        }
+    }
+}

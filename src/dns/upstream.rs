@@ -101,20 +101,27 @@ async fn exchange(server: SocketAddr, query: &[u8]) -> Result<Vec<u8>> {
     let mut buffer = vec![0; MAX_ANSWER + 1];
     loop {
         let length = socket.recv(&mut buffer).await?;
-        let answer = &mut buffer[..length];
-        if !answers(&asked, answer) {
-            continue;
+        if let Some(answer) = relayed(query, &asked, &buffer[..length]) {
+            return Ok(answer);
         }
-        answer[..2].copy_from_slice(&query[..2]);
-        if length > MAX_ANSWER {
-            // TC (RFC 1035, section 4.1.1), and the question alone.
-            let end = question_end(answer).context("no question")?;
-            answer[2] |= 2;
-            answer[6..HEADER].fill(0);
-            return Ok(answer[..end].to_vec());
-        }
-        return Ok(answer.to_vec());
     }
+}
+
+/// What a guest is told of a server's answer by UDP to `asked`, which is its query under another id; `None` where it is
+/// no answer to that.
+pub fn relayed(query: &[u8], asked: &[u8], answer: &[u8]) -> Option<Vec<u8>> {
+    if !answers(asked, answer) {
+        return None;
+    }
+    let mut told = answer.to_vec();
+    told.get_mut(..2)?.copy_from_slice(query.get(..2)?);
+    if answer.len() > MAX_ANSWER {
+        // TC (RFC 1035, section 4.1.1), and the question alone.
+        told.truncate(question_end(&told)?);
+        *told.get_mut(2)? |= 2;
+        told.get_mut(6..HEADER)?.fill(0);
+    }
+    Some(told)
 }
 
 async fn exchange_by_tcp(server: SocketAddr, query: &[u8]) -> Result<Vec<u8>> {

@@ -1,5 +1,7 @@
 //! Interfaces (rtnetlink(7), linux/if_link.h).
 
+use rustix::io::Errno;
+
 use super::message::{self, Attributes, Message, flags};
 use super::{Error, Socket};
 use crate::protocol::address::Mac;
@@ -125,6 +127,32 @@ pub fn list(socket: &mut Socket) -> Result<Vec<Link>, Error> {
     Ok(entries.iter().filter(|(kind, _)| *kind == RTM_NEWLINK).filter_map(|(_, body)| decode(body)).collect())
 }
 
+/// The link of this name, if there is one: the kernel's work does not grow with the number of links.
+///
+/// # Errors
+/// The kernel's.
+pub fn find(socket: &mut Socket, name: &str) -> Result<Option<Link>, Error> {
+    one(socket, 0, Attributes::new().string(IFLA_IFNAME, name))
+}
+
+/// The link with this number, if there is one.
+///
+/// # Errors
+/// The kernel's.
+pub fn get(socket: &mut Socket, index: u32) -> Result<Option<Link>, Error> {
+    one(socket, index, Attributes::new())
+}
+
+fn one(socket: &mut Socket, index: u32, which: Attributes) -> Result<Option<Link>, Error> {
+    let attributes = which.u32(IFLA_EXT_MASK, SKIP_COUNTERS);
+    match socket.get(&Message::new(RTM_GETLINK, 0, &header(AF_UNSPEC, index, 0, 0), attributes)) {
+        Ok((RTM_NEWLINK, body)) => Ok(decode(&body)),
+        Ok(_) => Ok(None),
+        Err(error) if error.errno == Errno::NODEV => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Creates a bridge, still down.
 ///
 /// # Errors
@@ -215,6 +243,20 @@ mod tests {
             owner: Some(1000),
         };
         assert_eq!(decode(&tap()), Some(expected));
+    }
+
+    #[test]
+    fn one_link_is_found_as_the_list_shows_it() {
+        let mut socket = Socket::route().unwrap();
+        let listed = list(&mut socket).unwrap().into_iter().find(|link| link.name == "lo");
+        let found = find(&mut socket, "lo").unwrap();
+        assert!(found.is_some());
+        assert_eq!(found, listed);
+        assert_eq!(get(&mut socket, listed.unwrap().index).unwrap(), found);
+        assert_eq!(find(&mut socket, "pt-nobody").unwrap(), None);
+        assert_eq!(get(&mut socket, 0x7fff_ffff).unwrap(), None);
+        // Too long for an interface: the kernel refuses the question.
+        find(&mut socket, &"x".repeat(40)).unwrap_err();
     }
 
     #[test]

@@ -123,6 +123,27 @@ impl Socket {
         }
     }
 
+    /// Sends a request for one entry and returns its type and body.
+    ///
+    /// # Errors
+    /// The kernel's refusal, such as `NODEV` where there is none.
+    pub fn get(&mut self, message: &Message) -> Result<(u16, Vec<u8>), Error> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::new();
+        message.encode(0, self.sequence, &mut bytes);
+        self.socket.send(&bytes, Msg::empty())?;
+        loop {
+            let size = self.receive()?;
+            for answer in message::answers(self.buffer.get(..size).unwrap_or_default()) {
+                match answer.kind {
+                    _ if answer.sequence != self.sequence => {}
+                    ERROR => check(&answer)?,
+                    kind => return Ok((kind, answer.body.to_vec())),
+                }
+            }
+        }
+    }
+
     /// Sends a request for a list and returns the type and body of each entry.
     ///
     /// # Errors
@@ -168,7 +189,10 @@ impl Socket {
 }
 
 /// Reads `struct nlmsgerr`.
-fn check(answer: &message::Answer<'_>) -> Result<(), Error> {
+///
+/// # Errors
+/// The one that it holds.
+pub fn check(answer: &message::Answer<'_>) -> Result<(), Error> {
     let code = message::u32_at(answer.body, 0).unwrap_or(0) as i32;
     if code == 0 {
         return Ok(());

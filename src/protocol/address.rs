@@ -260,6 +260,48 @@ mod tests {
     }
 
     #[test]
+    fn every_prefix_is_right_at_its_edges() {
+        for prefix in 8..=27u8 {
+            for base in
+                [Ipv4Addr::new(10, 0, 0, 0), Ipv4Addr::new(172, 31, 255, 255), Ipv4Addr::new(223, 255, 255, 255)]
+            {
+                let size = 1u64 << (32 - prefix);
+                let first = u64::from(u32::from(base)) / size * size;
+                let at = |offset: u64| Ipv4Addr::from(u32::try_from(first + offset).unwrap());
+                let subnet: Subnet = format!("{}/{prefix}", at(0)).parse().unwrap();
+                assert_eq!(subnet.to_string().parse(), Ok(subnet));
+                assert_eq!((subnet.network(), subnet.gateway(), subnet.broadcast()), (at(0), at(1), at(size - 1)));
+                assert_eq!(u32::from(subnet.mask()).count_ones(), u32::from(prefix));
+                assert_eq!(u32::from(subnet.mask()).leading_ones(), u32::from(prefix));
+                // The last machine is the one before the broadcast address; each address, MAC and id name the others.
+                let last = subnet.last_id();
+                assert_eq!(u64::from(last), size - 2 - u64::from(FIRST_HOST));
+                assert_eq!(subnet.address(last), Some(at(size - 2)));
+                for id in [1, 2, last / 2 + 1, last - 1, last] {
+                    let address = subnet.address(id).unwrap();
+                    assert!(subnet.contains(address) && address != subnet.gateway() && address != subnet.broadcast());
+                    assert_eq!((subnet.id(address), Mac::of_id(id).id()), (Some(id), Some(id)), "{subnet}");
+                }
+                for id in [0, last + 1, u32::MAX - FIRST_HOST, u32::MAX] {
+                    assert_eq!(subnet.address(id), None, "{subnet}: {id}");
+                }
+                for offset in [0, 1, u64::from(FIRST_HOST), size - 1] {
+                    assert_eq!(subnet.id(at(offset)), None, "{subnet}: {}", at(offset));
+                }
+                let outside = [u32::from(at(0)).checked_sub(1), u32::from(at(size - 1)).checked_add(1)];
+                for address in outside.into_iter().flatten().map(Ipv4Addr::from) {
+                    assert!(!subnet.contains(address) && subnet.id(address).is_none(), "{subnet}: {address}");
+                }
+            }
+        }
+        // Shorter ones are the whole internet, longer ones have no room for a machine beside what is kept free.
+        for prefix in [0, 1, 7, 28, 29, 30, 31, 32, 33, 255] {
+            assert!(format!("10.0.0.0/{prefix}").parse::<Subnet>().is_err(), "{prefix}");
+        }
+        assert_eq!("10.0.0.0/27".parse::<Subnet>().unwrap().last_id(), 20);
+    }
+
+    #[test]
     fn subnets_that_cannot_work_are_refused_with_the_reason() {
         for (text, why) in [
             ("10.0.0.1", "no /PREFIX"),

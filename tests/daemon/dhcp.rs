@@ -4,10 +4,10 @@ use puter::protocol::daemon::{Lease, Tap};
 
 use crate::lab::{Lab, Process, wait};
 
-const MAC: &str = "52:54:00:00:00:0b";
+pub const MAC: &str = "52:54:00:00:00:0b";
 
 /// A client's network namespace, its link on the bridge with this MAC.
-fn client(lab: &Lab, name: &str, mac: &str) -> Process {
+pub fn client(lab: &Lab, name: &str, mac: &str) -> Process {
     let holder = lab.guest(name, "10.0.0.9");
     let reset =
         format!("ip addr flush dev eth0; ip link set eth0 down; ip link set eth0 address {mac}; ip link set eth0 up");
@@ -49,7 +49,7 @@ pub fn told(lab: &Lab, variables: &str) -> String {
     std::fs::read_to_string(log).unwrap().trim().to_owned()
 }
 
-fn leases(lab: &Lab) -> Vec<Lease> {
+pub fn leases(lab: &Lab) -> Vec<Lease> {
     lab.json("GET", "/v1/leases", "")
 }
 

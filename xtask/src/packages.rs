@@ -25,6 +25,7 @@ pub const RUN: &[&str] = &[
 pub const TEST: &[&str] = &[
     "qemu-utils",
     "tcpdump",
+    "dhcpcd-base",
     "isc-dhcp-client",
     "dnsmasq-base",
     "udhcpc",

@@ -1,0 +1,94 @@
+//! Many interfaces: what a request costs does not grow with them, and the kernel's own limit is told.
+
+use puter::protocol::daemon::Tap;
+
+use crate::code;
+use crate::lab::{Daemon, Lab};
+
+/// Ports that are not puterd's.
+const STRANGERS: u32 = 900;
+/// The most ports of a bridge (BR_MAX_PORTS, net/bridge/br_private.h).
+const MOST: u32 = 1023;
+/// TAPs made and removed for one measurement.
+const TIMES: u32 = 50;
+
+/// Adds ports to the bridge, which stay down and so see no traffic.
+fn add_ports(lab: &Lab, numbers: std::ops::Range<u32>) {
+    let lines: String =
+        numbers.map(|n| format!("link add s{n} type veth peer name t{n}\nlink set dev s{n} master puter0\n")).collect();
+    let file = lab.dir.path().join("ports");
+    std::fs::write(&file, lines).unwrap();
+    lab.host(&format!("ip -batch {}", file.display()));
+}
+
+fn body(vm: &str, id: u32) -> String {
+    format!(r#"{{"vm":"{vm}","id":{id}}}"#)
+}
+
+/// The processor time that puterd and the kernel for it take to make and remove TAPs, in ticks of 10 ms (proc(5)).
+fn work(lab: &Lab, daemon: &Daemon) -> u64 {
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
+        let fields: Vec<u64> =
+            stat.rsplit(')').next().unwrap().split(' ').filter_map(|word| word.parse().ok()).collect();
+        // utime and stime are the 14th and 15th; the third is a letter, and what is before it has been cut off.
+        fields[10] + fields[11]
+    };
+    let before = ticks();
+    for n in 0..TIMES {
+        lab.json::<Tap>("POST", "/v1/taps", &body(&format!("x-{n}"), 3000 + n));
+    }
+    for n in 0..TIMES {
+        assert_eq!(lab.request("DELETE", &format!("/v1/taps/x-{n}"), "").0, 204);
+    }
+    ticks() - before
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_request_costs_the_same_among_hundreds_of_ports_and_a_full_bridge_is_told() {
+    let lab = Lab::new();
+    let daemon = lab.start(&["--subnet", "10.7.0.1/16"]);
+    lab.json::<Tap>("POST", "/v1/taps", &body("web", 1));
+    let alone = work(&lab, &daemon);
+    add_ports(&lab, 0..STRANGERS);
+    let among = work(&lab, &daemon);
+    // Lists of all the interfaces would make it ten times as much and more.
+    assert!(among < 3 * alone + 5, "{alone} ticks became {among}");
+
+    // One port is web's.
+    add_ports(&lab, STRANGERS..MOST - 1);
+    let (status, error) = lab.request("POST", "/v1/taps", &body("db", 2));
+    assert_eq!((status, code(&error).as_str()), (507, "bridge_full"), "{error}");
+    assert!(error.contains("--bridge"), "{error}");
+    let taps: Vec<Tap> = lab.json("GET", "/v1/taps", "");
+    assert_eq!(taps.iter().map(|tap| tap.vm.as_str()).collect::<Vec<_>>(), ["web"]);
+    assert!(!lab.host("ip link").contains("pt-db"), "half a TAP is left");
+    lab.json::<Tap>("POST", "/v1/taps", &body("web", 1));
+    lab.host("ip link delete s0");
+    assert_eq!(lab.json::<Tap>("POST", "/v1/taps", &body("db", 2)).ip.to_string(), "10.7.0.12");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_others_do_to_taps_is_seen_by_the_next_request() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    lab.json::<Tap>("POST", "/v1/taps", &body("web", 1));
+    let (status, error) = lab.request("POST", "/v1/taps", &body("db", 1));
+    assert_eq!((status, code(&error).as_str()), (409, "id_taken"), "{error}");
+    let (status, error) = lab.request("POST", "/v1/taps", &body("web", 2));
+    assert_eq!((status, code(&error).as_str()), (409, "vm_has_another_id"), "{error}");
+    // Someone removes the TAP behind puterd's back: its id and its name are free.
+    lab.host("ip link delete pt-web");
+    assert_eq!(lab.json::<Tap>("POST", "/v1/taps", &body("db", 1)).id, 1);
+    assert_eq!(lab.json::<Tap>("POST", "/v1/taps", &body("web", 2)).id, 2);
+    lab.host("ip link delete pt-db");
+    assert_eq!(lab.request("DELETE", "/v1/taps/db", "").0, 404);
+    assert_eq!(lab.json::<Tap>("POST", "/v1/taps", &body("cache", 1)).id, 1);
+    // One that was taken off the bridge still holds its id, and comes back.
+    lab.host("ip link set dev pt-cache nomaster");
+    assert_eq!(lab.request("POST", "/v1/taps", &body("db", 1)).0, 409);
+    lab.json::<Tap>("POST", "/v1/taps", &body("cache", 1));
+    assert!(lab.host("ip link show pt-cache").contains("master puter0"));
+}

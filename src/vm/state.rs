@@ -11,6 +11,7 @@ use super::Hint;
 use super::files::{self, write_atomic};
 use super::home::Home;
 use super::machine::{Action, Command, Event, Refusal, State};
+use super::port::Forward;
 use crate::hypervisor::process;
 use crate::protocol::address::{Mac, Subnet, check_vm_name};
 
@@ -82,6 +83,9 @@ pub struct Vm {
     /// Directories of the host that the guest sees.
     #[serde(default)]
     pub mounts: Vec<Mount>,
+    /// Ports of the host that lead to the guest's.
+    #[serde(default)]
+    pub ports: Vec<Forward>,
     /// What is done when it ends without having been asked to.
     #[serde(default)]
     pub restart: Restart,
@@ -446,6 +450,7 @@ pub(crate) mod tests {
             started: None,
             hypervisor: None,
             mounts: Vec::new(),
+            ports: Vec::new(),
             restart: Restart::No,
             autostart: false,
             exit: None,

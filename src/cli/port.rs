@@ -6,9 +6,10 @@ use serde_json::json;
 
 use super::progress::Progress;
 use super::{Quiet, output, with_context};
+use crate::vm::Hint;
 use crate::vm::home::Home;
 use crate::vm::lifecycle::{self, Change, Context, Line};
-use crate::vm::port::Forward;
+use crate::vm::port::{self, Forward};
 use crate::vm::settings::Settings;
 use crate::vm::state::Vm;
 
@@ -88,6 +89,14 @@ fn change(name: &str, verb: &str, specs: Vec<Forward>, make: impl Fn(Vec<Forward
         tell(&vm);
         Ok(())
     })
+}
+
+/// Checks what one command publishes for several VMs.
+pub fn check_for(names: &[String], ports: Option<&[Forward]>) -> Result<()> {
+    match port::check_for(names, ports.unwrap_or_default()) {
+        Ok(()) => Ok(()),
+        Err((why, hint)) => Err(anyhow!(why)).hint(hint),
+    }
 }
 
 /// Prints the ports that a VM publishes, a line each.

@@ -63,6 +63,7 @@ impl Set {
             eprintln!("puter: nothing to change is named\nhint: `puter set --help` shows what can be changed");
             return Err(anyhow!(Quiet(crate::USAGE)));
         }
+        super::port::check_for(&self.names, options.ports.as_deref())?;
         with_context(|context| {
             each(&self.names, |name| {
                 let vm = lifecycle::change(context, name, &options)?;

@@ -76,6 +76,7 @@ impl Start {
                     return Ok(());
                 }
             }
+            super::port::check_for(&names, options.ports.as_deref())?;
             let started = each(&names, |name| {
                 let started = lifecycle::start(context, name, &options)?;
                 if !self.json {

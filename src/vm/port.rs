@@ -160,6 +160,21 @@ pub fn check(all: &[Forward]) -> Result<(), (String, String)> {
     Ok(())
 }
 
+/// Checks that each of several VMs can publish all of these: a number of the host leads to one alone.
+///
+/// # Errors
+/// Why not, and the way out.
+pub fn check_for(vms: &[String], all: &[Forward]) -> Result<(), (String, String)> {
+    match (vms, all.iter().find(|forward| !forward.any)) {
+        ([one, other, ..], Some(forward)) => {
+            let (port, protocol) = (forward.host_port, forward.protocol.word());
+            let why = format!("port {port}/{protocol} of the host cannot lead to both '{one}' and '{other}'");
+            Err((why, format!("leave it out for any that is free: --publish {}", forward.target())))
+        }
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,6 +251,16 @@ mod tests {
         }
         let many: Vec<String> = (0..=MOST).map(|number| format!("{}:80", 2000 + number)).collect();
         assert!(wrong(&many.iter().map(String::as_str).collect::<Vec<_>>()).unwrap_err().contains("too many"));
+    }
+
+    #[test]
+    fn several_vms_have_one_port_only_where_any_will_do() {
+        let names = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+        let wrong = check_for(&names(&["web", "db"]), &[read("81"), read("8080:80/udp")]).unwrap_err();
+        assert!(wrong.0.contains("8080/udp") && wrong.0.contains("'web' and 'db'"), "{wrong:?}");
+        assert!(wrong.1.ends_with("--publish 80/udp"), "{wrong:?}");
+        check_for(&names(&["web"]), &[read("8080:80")]).unwrap();
+        check_for(&names(&["web", "db"]), &[read("80")]).unwrap();
     }
 
     #[test]

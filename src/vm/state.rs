@@ -483,6 +483,16 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_state_of_before_there_were_published_ports_reads_as_one_without() {
+        let (_dir, home) = home();
+        let vm = sample("web", 1);
+        let mut text = serde_json::to_value(&vm).unwrap();
+        assert!(text.as_object_mut().unwrap().remove("ports").is_some());
+        std::fs::write(home.state("web"), text.to_string()).unwrap();
+        assert_eq!(Vm::load(&home, "web").unwrap(), Some(vm));
+    }
+
+    #[test]
     fn mounts_are_read_and_wrong_ones_say_why() {
         let mount: Mount = "/srv/a:b:/data:ro".parse().unwrap();
         assert_eq!(mount, Mount { host: "/srv/a:b".into(), guest: "/data".into(), read_only: true });

@@ -60,6 +60,12 @@ fn list(host: &Host, words: &[&str]) -> Vec<String> {
     all.as_array().unwrap().iter().map(line).collect()
 }
 
+/// What is in `run/`, locks included.
+fn run_files(host: &Host) -> Vec<String> {
+    let files = fs::read_dir(host.world.home().join("run")).unwrap();
+    files.map(|file| file.unwrap().file_name().to_string_lossy().into_owned()).collect()
+}
+
 /// A connection that is open.
 struct Held {
     child: Child,
@@ -189,9 +195,7 @@ fn a_published_port_leads_to_the_guest_as_long_as_it_runs() {
     host.ok(&["delete", "--force", "web"]);
     host.until(LIMIT, || host.processes("puter-monitor").is_empty());
     assert_eq!(host.leftovers(), Vec::<String>::new());
-    let left: Vec<_> =
-        fs::read_dir(host.world.home().join("run")).unwrap().map(|file| file.unwrap().file_name()).collect();
-    assert!(left.iter().all(|name| !name.to_string_lossy().contains("web")), "{left:?}");
+    assert!(run_files(&host).iter().all(|name| !name.contains("web")), "{:?}", run_files(&host));
 }
 
 #[test]
@@ -231,6 +235,7 @@ fn a_port_that_cannot_be_had_is_told_and_changes_nothing() {
     host.fails(&["port", "add", "db", "8081:7"], "no VM named 'db'", "puter list");
     assert_eq!(list(&host, &[]), ["web 127.0.0.1:8080:7/tcp listens"]);
     assert_eq!(ask(&host, "tcp", "127.0.0.1:8081"), "ConnectionRefused");
+    assert!(run_files(&host).iter().all(|name| !name.contains("db")), "nothing is left of what was refused");
 
     // An administrator allows low ports: then they are had.
     let allow = "echo 80 >/proc/sys/net/ipv4/ip_unprivileged_port_start";

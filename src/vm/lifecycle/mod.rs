@@ -20,10 +20,10 @@ pub use snapshot::{SnapshotOptions, Taken, snapshot, watch_over};
 pub use start::{StartOptions, Started, change, finish, restart, start};
 pub use stop::{Stopped, stop};
 
-use super::files;
 use super::home::Home;
 use super::settings::Settings;
 use super::state::{ProcessId, Retry, Vm, existing};
+use super::{files, monitor};
 use crate::hypervisor;
 use crate::image::{self, PullOptions};
 
@@ -96,6 +96,7 @@ impl Context<'_> {
                 hypervisor::process::kill(pid, start_time, STRAY_LIMIT);
             }
         }
+        monitor::wait_for_former(self.home, vm);
     }
 
     /// Ends a hypervisor that nobody waits for.

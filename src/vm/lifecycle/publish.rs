@@ -112,7 +112,7 @@ pub(super) fn check_for_start(context: &Context, name: &str, former: &[Forward],
         return Ok(());
     }
     check(context, name, former, wanted)?;
-    monitor::wait_for_former(context.home, name)?;
+    monitor::wait_for_former(context.home, name);
     monitor::probe(wanted)
 }
 

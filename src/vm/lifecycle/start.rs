@@ -447,6 +447,7 @@ fn finish_in_background(name: &str, home: &Path) -> Result<()> {
 pub(super) fn undo(context: &Context, vm: &Vm, mut former: Vm, daemon: &daemon::Client, created: bool) {
     let home = context.home;
     context.end(vm.process);
+    monitor::wait_for_former(home, &vm.name);
     let _ = daemon.delete_tap(&vm.name);
     for path in home.volatile(&vm.name) {
         let _ = files::remove(&path);

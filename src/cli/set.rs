@@ -49,6 +49,10 @@ pub struct Set {
 
 impl Set {
     pub fn run(self) -> Result<()> {
+        if self.no_publish && !self.publish.is_empty() {
+            eprintln!("puter: --publish and --no-publish exclude one another\nhint: give one of them");
+            return Err(anyhow!(Quiet(crate::USAGE)));
+        }
         let options = StartOptions {
             cpus: self.cpus,
             memory: self.memory,

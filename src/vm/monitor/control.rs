@@ -128,3 +128,51 @@ async fn within<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     };
     smol::future::or(work, late).await
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use smol::{LocalExecutor, unblock};
+
+    use super::*;
+    use crate::vm::monitor::forward::{Limits, prepare};
+
+    #[test]
+    fn clients_that_are_silent_or_talk_nonsense_keep_nobody_from_an_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path());
+        home.prepare().unwrap();
+        assert!(matches!(ask(&home, "web", &Request::Ports {}), Err(NoReply::Gone)));
+        let listener = UnixListener::bind(home.monitor("web")).unwrap();
+        let opened = prepare(&["0:80".parse().unwrap()], true).unwrap();
+        let forward = opened[0].forward();
+        let executor = Rc::new(LocalExecutor::new());
+        let forwards = Forwards::new(executor.clone(), Ipv4Addr::LOCALHOST, Limits::of_process(), opened);
+        let _serving = executor.spawn(serve(listener, forwards));
+        smol::block_on(executor.run(unblock(move || {
+            let connect = || UnixStream::connect(home.monitor("web")).unwrap();
+            let _silent = connect();
+            let mut gone = connect();
+            gone.write_all(b"{\"ports\":").unwrap();
+            drop(gone);
+            let mut endless = connect();
+            // It is cut off, at the latest when its time is up.
+            while endless.write_all(&[b'['; 64 << 10]).is_ok() {}
+            let mut strange = connect();
+            strange.write_all(b"{\"dance\":{}}\n").unwrap();
+            let mut said = String::new();
+            strange.read_to_string(&mut said).unwrap();
+            assert!(said.contains("not understood"), "{said}");
+            let shown = ask(&home, "web", &Request::Ports {}).unwrap();
+            assert_eq!(shown, [Published { forward, why: None, open: 0 }]);
+            // What cannot be had comes with its way out.
+            let taken = Forward { any: false, address: Ipv4Addr::UNSPECIFIED.into(), ..forward };
+            let request = Request::Publish { forwards: vec![forward, taken], all: true };
+            let Err(NoReply::Refused(error)) = ask(&home, "web", &request) else { panic!("it is taken") };
+            assert!(error.downcast_ref::<Hinted>().unwrap().hint().contains("choose another"), "{error}");
+            let request = Request::Publish { forwards: Vec::new(), all: true };
+            assert_eq!(ask(&home, "web", &request).unwrap(), []);
+        })));
+    }
+}

@@ -117,7 +117,10 @@ pub(super) fn check_for_start(context: &Context, name: &str, former: &[Forward],
 }
 
 /// Checks what needs no sockets: that no two are the same, and that no other VM has one of them.
-fn check(context: &Context, name: &str, former: &[Forward], wanted: &[Forward]) -> Result<()> {
+///
+/// # Errors
+/// When that is so; the hint tells the way out.
+pub(super) fn check(context: &Context, name: &str, former: &[Forward], wanted: &[Forward]) -> Result<()> {
     if let Err((why, hint)) = port::check(wanted) {
         return Err(anyhow!(why)).hint(hint);
     }

@@ -174,6 +174,10 @@ pub fn change(context: &Context, name: &str, options: &StartOptions) -> Result<V
         check_same(&vm, options)?;
         check_resources(options)?;
         let (due, former) = (vm.retry, vm.ports.clone());
+        if options.ports.is_some() {
+            // Before the disk grows.
+            publish::check(context, name, &former, &ports(&former, options))?;
+        }
         resources(&mut vm, options)?;
         vm.retry = due.filter(|_| vm.restart != Restart::No);
         let wanted = std::mem::replace(&mut vm.ports, former);

@@ -15,6 +15,7 @@ fn world() -> tempfile::TempDir {
             "ip": format!("10.0.0.{}", 10 + id), "tap": "pt-x", "cid": 4,
             "image": { "reference": "r", "digest": "sha256:0" }, "overlay": "/o", "cpus": 1, "memory": 1 << 29,
             "disk": 1 << 30, "instance": "i", "machine_id": "m", "created": 0, "started": null, "hypervisor": null,
+            "ports": [{ "address": "127.0.0.1", "host_port": 8080 + id, "guest_port": 80, "protocol": "tcp" }],
         });
         std::fs::write(dir.path().join(format!("home/state/{name}.json")), state.to_string()).unwrap();
     }
@@ -56,6 +57,17 @@ fn bash_completes_commands_options_names_and_files() {
     assert_eq!(complete("puter init --kernel ba"), "bash", "a file");
     assert_eq!(complete("puter cp zs"), "zsh");
     assert_eq!(complete("puter no-such-command ''"), "");
+    assert_eq!(complete("puter port ''"), "add list remove");
+    assert_eq!(complete("puter start web --pub"), "--publish");
+    assert_eq!(complete("puter port remove web ''"), "127.0.0.1:8081:80/tcp");
+
+    // Where the user has typed a ':', bash has taken the word apart, and replaces what follows the ':'.
+    let complete = |line: &str, words: &str| complete(&format!("{words}); COMP_LINE=({line}"));
+    assert_eq!(complete("'puter port remove web 127.0.0.1:80'", "puter port remove web 127.0.0.1 : 80"), "8081:80/tcp");
+    assert_eq!(complete("'puter port remove web 127.0.0.1:'", "puter port remove web 127.0.0.1 :"), "8081:80/tcp");
+    assert_eq!(complete("'puter port remove  web 1'", "puter port remove web 1"), "127.0.0.1:8081:80/tcp");
+    assert_eq!(complete("'puter start --mount web:ba'", "puter start --mount web : ba"), "");
+    assert_eq!(complete("'puter start web : wo'", "puter start web : wo"), "worker-two");
 }
 
 #[test]
@@ -71,6 +83,7 @@ fn fish_completes_with_descriptions() {
     assert_eq!(complete("puter start "), "web\tstopped at 10.0.0.11\nworker-two\tstopped at 10.0.0.12");
     assert_eq!(complete("puter start web wo"), "worker-two\tstopped at 10.0.0.12");
     assert!(complete("puter start --no-w").starts_with("--no-wait\t"));
+    assert_eq!(complete("puter port remove web 127"), "127.0.0.1:8081:80/tcp");
     assert!(complete("puter init --kernel ba").contains("bash"));
 }
 

@@ -260,6 +260,63 @@ fn a_disk_that_refuses_any_write_is_told_and_loses_nothing() {
     nothing_left(&host);
 }
 
+/// What is published while the VM runs, after a kill or a refused write at any step: what the state says, or what it will
+/// say once the command is given again; and the monitor has neither more nor less.
+#[test]
+#[ignore = "needs root"]
+fn a_change_of_published_ports_that_is_cut_off_is_whole_or_not_at_all() {
+    let host = host();
+    let (former, wanted) =
+        (["set", "web", "--publish", "8080:7"], ["set", "web", "--publish", "8081:7", "--publish", "7"]);
+    let listening = || -> Vec<u64> {
+        let listed = host.json(&["port", "list", "--json"]);
+        let all = listed.as_array().unwrap().iter();
+        all.map(|port| {
+            assert_eq!(port["listening"], true, "{listed}");
+            port["host_port"].as_u64().unwrap()
+        })
+        .collect()
+    };
+    // What the kernel says, whatever puter believes (proc(5), state 0A).
+    let sockets = || {
+        let table = xtask::shell::output(host.world.root("cat").arg("/proc/net/tcp")).unwrap();
+        let lines = table.lines().filter(|line| line.split_whitespace().nth(3) == Some("0A"));
+        let ports =
+            lines.filter_map(|line| u64::from_str_radix(line.split_whitespace().nth(1)?.split(':').nth(1)?, 16).ok());
+        let mut ports: Vec<u64> = ports.filter(|port| ![53, 5000].contains(port)).collect();
+        ports.sort_unstable();
+        ports
+    };
+    let check = |what: &str| {
+        let mut listed = listening();
+        listed.sort_unstable();
+        assert_eq!(sockets(), listed, "{what}");
+        assert!(listed == [8080] || (listed.len() == 2 && listed[0] == 8081), "{what}: {listed:?}");
+    };
+    prepare(&host, Before::Running);
+    host.ok(&former);
+    check("before");
+    for point in points(&host, &wanted, Before::Running) {
+        host.ok(&former);
+        let output = run(&host, &[("PUTER_FAIL_POINT", &point)], &wanted);
+        assert_eq!(output.status.signal(), Some(9), "{point}: {}", text(&output.stderr));
+        check(&point);
+    }
+    for first in 1.. {
+        host.ok(&former);
+        let output = run(&host, &[("PUTER_FAIL_WRITES", &format!("{first}:28"))], &wanted);
+        check(&format!("from write {first} on"));
+        if output.status.success() {
+            break;
+        }
+        assert!(text(&output.stderr).contains("No space left on device"), "{}", text(&output.stderr));
+        assert_eq!(listening(), [8080], "nothing has changed");
+    }
+    host.ok(&wanted);
+    check("after");
+    nothing_left(&host);
+}
+
 /// Commands on snapshots, with one taken of the VM under the name `kept`.
 const SNAPSHOT_CASES: [(&[&str], Before); 6] = [
     (&["snapshot", "web", "--name", "more"], Before::Running),

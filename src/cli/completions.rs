@@ -210,7 +210,12 @@ fn positional(name: &str, command: &CommandInfoWithArgs, given: &[&str], known: 
             own.filter_map(|(word, about)| Some((word.strip_prefix(of)?.strip_prefix('@')?.to_string(), about)))
                 .collect()
         }
-        "new" => Vec::new(),
+        "spec" if name == "remove" => {
+            let of = known.vms().into_iter().filter(|vm| given.first() == Some(&vm.name.as_str()));
+            let specs = of.flat_map(|vm| vm.ports).map(|port| (port.to_string(), String::new()));
+            specs.filter(|(word, _)| !given.contains(&word.as_str())).collect()
+        }
+        "new" | "spec" => Vec::new(),
         "name" | "names" => vms(""),
         "place" | "places" => {
             let mut all = vms(":");
@@ -249,6 +254,7 @@ mod tests {
             let pid = std::process::id();
             let start_time = process::start_time(pid).unwrap();
             let mut web = sample("web", 1);
+            web.ports = ["8080:80", "53:53/udp"].map(|spec| spec.parse().unwrap()).into();
             web.process = Some(ProcessId { pid, start_time });
             vec![web, sample("db", 2), sample("dev", 3)]
         }
@@ -301,6 +307,16 @@ mod tests {
             ("clone web", &["web@before", "web@20261123-234838", "web"]),
             ("clone web ", &[]),
             ("diff web@before d", &["db@1", "db", "dev"]),
+            ("port ", &["add", "list", "remove"]),
+            ("port add ", &["web", "db", "dev"]),
+            ("port add web ", &[]),
+            ("port list d", &["db", "dev"]),
+            ("port list web ", &[]),
+            ("port remove web ", &["127.0.0.1:8080:80/tcp", "127.0.0.1:53:53/udp"]),
+            ("port remove web 127.0.0.1:8080:80/tcp ", &["127.0.0.1:53:53/udp"]),
+            ("port remove db ", &[]),
+            ("start web --publish ", &[]),
+            ("set db --pub", &["--publish"]),
             ("list --", &["--help", "--json"]),
             ("list --json --", &["--help"]),
             ("nonsense ", &[]),

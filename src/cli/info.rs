@@ -11,6 +11,7 @@ use super::{each, output};
 use crate::protocol::address::Mac;
 use crate::vm::home::Home;
 use crate::vm::lifecycle::unix_now;
+use crate::vm::port::Forward;
 use crate::vm::settings::show_size;
 use crate::vm::state::{Exit, ImageId, Mount, Restart, Retry, Vm, existing};
 
@@ -53,6 +54,7 @@ pub struct Shown<'a> {
     pub uptime: Option<u64>,
     pub hypervisor: Option<&'a str>,
     pub mounts: &'a [Mount],
+    pub ports: &'a [Forward],
     pub restart: Restart,
     pub autostart: bool,
     /// Whether it and all other VMs are kept from each other.
@@ -88,6 +90,7 @@ impl<'a> Shown<'a> {
             uptime: vm.started.filter(|_| alive).map(|started| unix_now().saturating_sub(started)),
             hypervisor: vm.hypervisor.as_deref().filter(|_| alive),
             mounts: &vm.mounts,
+            ports: &vm.ports,
             restart: vm.restart,
             autostart: vm.autostart,
             isolate: vm.isolate,
@@ -129,6 +132,9 @@ impl<'a> Shown<'a> {
         row("overlay", self.overlay.display().to_string());
         for mount in self.mounts {
             row("shares", mount.to_string());
+        }
+        for forward in self.ports {
+            row("publishes", forward.to_string());
         }
         row("image", self.image.reference.clone());
         row("digest", self.image.digest.clone());

@@ -16,6 +16,7 @@ mod init;
 mod list;
 mod logs;
 mod output;
+mod port;
 mod progress;
 mod restart;
 mod restore;
@@ -73,6 +74,7 @@ enum Command {
     Cp(cp::Cp),
     Logs(logs::Logs),
     Console(console::Console),
+    Port(port::Port),
     Daemon(daemon::Daemon),
     Df(df::Df),
     Doctor(doctor::Doctor),
@@ -154,6 +156,7 @@ impl Command {
             Command::Cp(command) => command.run(),
             Command::Logs(command) => command.run(),
             Command::Console(command) => command.run(),
+            Command::Port(command) => command.run(),
             Command::Daemon(command) => command.run(),
             Command::Df(command) => command.run(),
             Command::Doctor(command) => command.run(),

@@ -5,6 +5,7 @@ use argh::{ArgsInfo, FromArgs};
 
 use super::{Quiet, each, output, size, with_context, yes_or_no};
 use crate::vm::lifecycle::{self, StartOptions};
+use crate::vm::port::Forward;
 use crate::vm::settings::show_size;
 use crate::vm::state::{Mount, Restart};
 
@@ -31,6 +32,13 @@ pub struct Set {
     /// share no directory any more
     #[argh(switch)]
     no_mount: bool,
+    /// lead a port of the host to one of the guest's, as [ADDRESS:]HOSTPORT:GUESTPORT[/tcp|/udp], in place of those of
+    /// before; can be given several times
+    #[argh(option, arg_name = "spec")]
+    publish: Vec<Forward>,
+    /// publish no port any more
+    #[argh(switch)]
+    no_publish: bool,
     /// what happens when the VM ends by itself: no, on-failure or always
     #[argh(option, arg_name = "policy")]
     restart: Option<Restart>,
@@ -44,11 +52,16 @@ pub struct Set {
 
 impl Set {
     pub fn run(self) -> Result<()> {
+        if self.no_publish && !self.publish.is_empty() {
+            eprintln!("puter: --publish and --no-publish exclude one another\nhint: give one of them");
+            return Err(anyhow!(Quiet(crate::USAGE)));
+        }
         let options = StartOptions {
             cpus: self.cpus,
             memory: self.memory,
             disk: self.disk,
             mounts: (self.no_mount || !self.mount.is_empty()).then_some(self.mount),
+            ports: (self.no_publish || !self.publish.is_empty()).then_some(self.publish),
             restart: self.restart,
             autostart: self.autostart,
             isolate: self.isolate,
@@ -58,6 +71,7 @@ impl Set {
             eprintln!("puter: nothing to change is named\nhint: `puter set --help` shows what can be changed");
             return Err(anyhow!(Quiet(crate::USAGE)));
         }
+        super::port::check_for(&self.names, options.ports.as_deref())?;
         with_context(|context| {
             each(&self.names, |name| {
                 let vm = lifecycle::change(context, name, &options)?;
@@ -72,6 +86,7 @@ impl Set {
                 for mount in &vm.mounts {
                     output::print(&format!("{name}: shares {mount}"));
                 }
+                super::port::tell(&vm);
                 Ok(())
             })?;
             Ok(())

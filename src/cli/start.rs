@@ -6,6 +6,7 @@ use argh::{ArgsInfo, FromArgs};
 use super::{each, output, size, with_context, yes_or_no};
 use crate::vm::lifecycle::{self, StartOptions};
 use crate::vm::machine::{Action, Command};
+use crate::vm::port::Forward;
 use crate::vm::state::{Mount, Restart, Vm, load_all};
 
 /// Start VMs; one that does not exist is made first.
@@ -30,6 +31,10 @@ pub struct Start {
     /// share a directory with the guest, as HOST:GUEST or HOST:GUEST:ro; can be given several times
     #[argh(option)]
     mount: Vec<Mount>,
+    /// lead a port of the host to one of the guest's, as [ADDRESS:]HOSTPORT:GUESTPORT[/tcp|/udp]; without HOSTPORT any
+    /// free one, without ADDRESS 127.0.0.1; can be given several times
+    #[argh(option, arg_name = "spec")]
+    publish: Vec<Forward>,
     /// what happens when the VM ends by itself: no, on-failure or always
     #[argh(option, arg_name = "policy")]
     restart: Option<Restart>,
@@ -59,6 +64,7 @@ impl Start {
             disk: self.disk,
             no_wait: self.no_wait,
             mounts: Some(self.mount).filter(|mounts| !mounts.is_empty()),
+            ports: Some(self.publish).filter(|ports| !ports.is_empty()),
             restart: self.restart,
             autostart: self.autostart,
             isolate: self.isolate,
@@ -74,12 +80,14 @@ impl Start {
                     return Ok(());
                 }
             }
+            super::port::check_for(&names, options.ports.as_deref())?;
             let started = each(&names, |name| {
                 let started = lifecycle::start(context, name, &options)?;
                 if !self.json {
                     let verb = if options.no_wait { "boots" } else { "runs" };
                     let seconds = started.took.as_secs_f64();
                     output::print(&format!("{name} {verb} at {} ({seconds:.1} s)", started.vm.ip));
+                    super::port::tell(&started.vm);
                 }
                 Ok(started)
             })?;

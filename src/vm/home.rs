@@ -210,6 +210,16 @@ impl Home {
         self.run().join(format!("{vm}.console"))
     }
 
+    /// The monitor's socket, on which it is asked about the published ports.
+    pub fn monitor(&self, vm: &str) -> PathBuf {
+        self.run().join(format!("{vm}.monitor"))
+    }
+
+    /// Held by the monitor as long as it holds the published ports.
+    pub fn monitor_lock(&self, vm: &str) -> PathBuf {
+        self.run().join(format!(".{vm}.monitor.lock"))
+    }
+
     /// What the guest wrote to its serial console.
     pub fn console_log(&self, vm: &str) -> PathBuf {
         self.run().join(format!("{vm}.log"))
@@ -242,8 +252,8 @@ impl Home {
     /// Everything of a VM's run that means nothing once its process has ended.
     pub fn volatile(&self, vm: &str) -> Vec<PathBuf> {
         let lock = PathBuf::from(format!("{}.lock", self.api(vm).display()));
-        let sockets =
-            [self.vsock(vm), self.knock(vm), self.serial(vm), self.console(vm), self.events(vm), self.restore(vm)];
+        let sockets = [self.vsock(vm), self.knock(vm), self.serial(vm), self.console(vm), self.monitor(vm)];
+        let sockets = sockets.into_iter().chain([self.events(vm), self.restore(vm)]);
         // virtiofsd writes its number beside its socket.
         let shares = (0..super::lifecycle::MOST_SHARES).map(|number| self.share(vm, number));
         let shares = shares.flat_map(|share| [PathBuf::from(format!("{}.pid", share.display())), share]);
@@ -254,7 +264,8 @@ impl Home {
 
     /// Everything of a VM outside its state file, overlay and volatile files.
     pub fn leftovers(&self, vm: &str) -> Vec<PathBuf> {
-        vec![self.console_log(vm), self.former_console_log(vm), self.hypervisor_log(vm), self.known_hosts(vm)]
+        let logs = [self.console_log(vm), self.former_console_log(vm), self.hypervisor_log(vm)];
+        logs.into_iter().chain([self.known_hosts(vm), self.monitor_lock(vm)]).collect()
     }
 }
 

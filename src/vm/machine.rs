@@ -38,6 +38,8 @@ pub enum Command {
     Console,
     /// A change of resources.
     Set,
+    /// A change of published ports.
+    Publish,
     /// What begins at a machine as it is: `snapshot`, `clone`.
     Snapshot,
     /// To go on from a snapshot, and lose what is.
@@ -191,6 +193,7 @@ impl State {
             (C::Console, S::Starting | S::Running | S::Paused | S::Stopping) => Action::Use,
             (C::Console, S::Stopped) => Refuse(Refusal::Inactive),
             (C::Set, S::Stopped) => Action::Use,
+            (C::Publish, S::Stopped | S::Starting | S::Running | S::Paused | S::Stopping) => Action::Use,
             (C::Set, S::Starting | S::Running | S::Paused | S::Stopping) => Refuse(Refusal::Active),
             // Of one that is stopped there is a disk.
             (C::Snapshot, S::Running | S::Stopped) => Action::Use,
@@ -200,7 +203,7 @@ impl State {
             (C::RestoreForce, S::Starting | S::Running | S::Paused | S::Stopping) => Action::EndAndBoot,
             (C::Start | C::Stop | C::Restart | C::Snapshot, S::Paused) => Action::Resume,
             (
-                C::Restart | C::Enter | C::Console | C::Set | C::Snapshot | C::Restore | C::RestoreForce,
+                C::Restart | C::Enter | C::Console | C::Set | C::Publish | C::Snapshot | C::Restore | C::RestoreForce,
                 S::Creating | S::Deleting,
             ) => Refuse(Refusal::HalfMade),
             (_, S::Absent) => Refuse(Refusal::Absent),
@@ -231,15 +234,15 @@ mod tests {
     /// end+remove, use, resume (g), nothing; in capitals why not: No such VM, Running, aCtive, starting Yet, Inactive,
     /// Half made.
     const COMMANDS: &str = "
-                  start  stop  restart  delete  force  enter  console  set  snapshot  restore  anyway
-        absent    c      N     N        N       N      N      N        N    N         N        N
-        creating  cc     .     H        r       r      H      H        H    H         H        H
-        stopped   b      .     b        r       r      I      I        u    u         b        b
-        starting  m      e     eb       C       er     Y      u        C    Y         C        eb
-        running   R      e     eb       C       er     u      u        C    u         C        eb
-        paused    g      g     g        C       er     u      u        C    g         C        eb
-        stopping  eb     e     eb       C       er     I      u        C    C         C        eb
-        deleting  cc     .     H        r       r      H      H        H    H         H        H";
+                  start  stop  restart  delete  force  enter  console  set  publish  snapshot  restore  anyway
+        absent    c      N     N        N       N      N      N        N    N        N         N        N
+        creating  cc     .     H        r       r      H      H        H    H        H         H        H
+        stopped   b      .     b        r       r      I      I        u    u        u         b        b
+        starting  m      e     eb       C       er     Y      u        C    u        Y         C        eb
+        running   R      e     eb       C       er     u      u        C    u        u         C        eb
+        paused    g      g     g        C       er     u      u        C    u        g         C        eb
+        stopping  eb     e     eb       C       er     I      u        C    u        C         C        eb
+        deleting  cc     .     H        r       r      H      H        H    H        H         H        H";
 
     fn code(action: Action) -> &'static str {
         match action {
@@ -291,6 +294,7 @@ mod tests {
             ("enter", Enter),
             ("console", Console),
             ("set", Set),
+            ("publish", Publish),
             ("snapshot", Snapshot),
             ("restore", Restore),
             ("anyway", RestoreForce),

@@ -16,6 +16,7 @@ pub mod key;
 pub mod lifecycle;
 pub mod machine;
 pub mod monitor;
+pub mod port;
 pub mod service;
 pub mod settings;
 pub mod snapshots;

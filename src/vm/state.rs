@@ -11,6 +11,7 @@ use super::Hint;
 use super::files::{self, write_atomic};
 use super::home::Home;
 use super::machine::{Action, Command, Event, Refusal, State};
+use super::port::Forward;
 use crate::hypervisor::process;
 use crate::protocol::address::{Mac, Subnet, check_vm_name};
 
@@ -82,6 +83,9 @@ pub struct Vm {
     /// Directories of the host that the guest sees.
     #[serde(default)]
     pub mounts: Vec<Mount>,
+    /// Ports of the host that lead to the guest's.
+    #[serde(default)]
+    pub ports: Vec<Forward>,
     /// What is done when it ends without having been asked to.
     #[serde(default)]
     pub restart: Restart,
@@ -449,6 +453,7 @@ pub(crate) mod tests {
             started: None,
             hypervisor: None,
             mounts: Vec::new(),
+            ports: Vec::new(),
             restart: Restart::No,
             autostart: false,
             isolate: false,
@@ -479,6 +484,16 @@ pub(crate) mod tests {
         vm.process = Some(ProcessId { pid: me, start_time: start_time + 1 });
         assert_eq!(vm.state(), State::Stopped);
         assert_eq!(Vm::load(&home, "absent").unwrap(), None);
+    }
+
+    #[test]
+    fn a_state_of_before_there_were_published_ports_reads_as_one_without() {
+        let (_dir, home) = home();
+        let vm = sample("web", 1);
+        let mut text = serde_json::to_value(&vm).unwrap();
+        assert!(text.as_object_mut().unwrap().remove("ports").is_some());
+        std::fs::write(home.state("web"), text.to_string()).unwrap();
+        assert_eq!(Vm::load(&home, "web").unwrap(), Some(vm));
     }
 
     #[test]

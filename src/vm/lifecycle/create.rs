@@ -55,6 +55,7 @@ pub(super) fn create(context: &Context, name: &str, options: &StartOptions, daem
         let vm = new_vm(context, name, id, subnet, NewVm { image, cpus, memory, disk })?;
         Ok(Vm {
             mounts: options.mounts.clone().unwrap_or_default(),
+            ports: options.ports.clone().unwrap_or_default(),
             restart: options.restart.unwrap_or_default(),
             autostart: options.autostart.unwrap_or_default(),
             isolate: options.isolate.unwrap_or(context.settings.isolate),
@@ -112,6 +113,7 @@ pub(super) fn new_vm(context: &Context, name: &str, id: u32, subnet: Subnet, wha
         started: None,
         hypervisor: None,
         mounts: Vec::new(),
+        ports: Vec::new(),
         restart: Restart::No,
         autostart: false,
         isolate: context.settings.isolate,

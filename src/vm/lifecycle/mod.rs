@@ -3,6 +3,7 @@
 mod create;
 mod delete;
 mod meet;
+mod publish;
 mod restore;
 mod snapshot;
 mod start;
@@ -13,15 +14,16 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 pub use delete::delete;
+pub use publish::{Change, Line, ports, publish};
 pub use restore::{RestoreOptions, Restored, clone, clone_check, clone_source, clones_made, restore};
 pub use snapshot::{SnapshotOptions, Taken, snapshot, watch_over};
 pub use start::{StartOptions, Started, change, finish, restart, start};
 pub use stop::{Stopped, stop};
 
-use super::files;
 use super::home::Home;
 use super::settings::Settings;
 use super::state::{ProcessId, Retry, Vm, existing};
+use super::{files, monitor};
 use crate::hypervisor;
 use crate::image::{self, PullOptions};
 
@@ -94,6 +96,7 @@ impl Context<'_> {
                 hypervisor::process::kill(pid, start_time, STRAY_LIMIT);
             }
         }
+        monitor::wait_for_former(self.home, vm);
     }
 
     /// Ends a hypervisor that nobody waits for.
@@ -105,7 +108,12 @@ impl Context<'_> {
 
     /// Does `work` under the VM's lock: two commands on one VM take turns.
     fn locked<T>(&self, vm: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let _lock = self.lock(vm)?;
+        self.locked_within(vm, Duration::from_secs(20), work)
+    }
+
+    /// As [`Context::locked`], for one who waits only so long.
+    fn locked_within<T>(&self, vm: &str, limit: Duration, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _lock = self.lock(vm, limit)?;
         let result = work();
         // The lock of a VM that is not, or not any more, would be litter.
         if !self.home.state(vm).exists() {
@@ -114,10 +122,12 @@ impl Context<'_> {
         result
     }
 
-    fn lock(&self, vm: &str) -> Result<files::Lock> {
+    fn lock(&self, vm: &str, limit: Duration) -> Result<files::Lock> {
         crate::protocol::address::check_vm_name(vm).map_err(anyhow::Error::msg)?;
-        let limit = Duration::from_secs(20);
-        let busy = format!("another command has been working on '{vm}' for 20 seconds");
+        let busy = match limit.as_secs() {
+            0 | 1 => format!("another command works on '{vm}'"),
+            seconds => format!("another command has been working on '{vm}' for {seconds} seconds"),
+        };
         let lock = files::lock(&self.home.vm_lock(vm), limit, &busy)?;
         for path in [self.home.state(vm), self.home.known_hosts(vm)] {
             files::remove_temporaries(&path)?;

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use super::create::create;
 use super::meet::{Knock, meet_agent, share_tag, with_log};
-use super::{Context, MOST_SHARES, delete, snapshot, stop, unix_now};
+use super::{Context, MOST_SHARES, delete, publish, snapshot, stop, unix_now};
 use crate::disk::qcow2;
 use crate::failpoint::reach;
 use crate::hypervisor::virtiofs::Server;
@@ -17,6 +17,7 @@ use crate::image::{Reference, Store};
 use crate::protocol::daemon::{Tap, TapRequest};
 use crate::vm::daemon::{self, Refused};
 use crate::vm::machine::{Action, Command, Event, Refusal, State};
+use crate::vm::port::{self, Forward};
 use crate::vm::settings::show_size;
 use crate::vm::state::{Mount, Restart, Retry, Vm, existing, ready_for, refusal};
 use crate::vm::{Hint, cancel, files, monitor};
@@ -38,6 +39,8 @@ pub struct StartOptions {
     pub no_wait: bool,
     /// Directories to share; they replace those of before.
     pub mounts: Option<Vec<Mount>>,
+    /// Ports to publish; they replace those of before.
+    pub ports: Option<Vec<Forward>>,
     pub restart: Option<Restart>,
     pub autostart: Option<bool>,
     /// Whether the VM is kept from all others.
@@ -110,6 +113,10 @@ fn start_locked(context: &Context, name: &str, options: &StartOptions) -> Result
             context.observer.note(name, "a start of it was broken off; going on from there");
             check_same(vm, options)?;
             let mut vm = vm.clone();
+            if let Some(ports) = &options.ports {
+                let wanted = port::with_former(ports.clone(), &vm.ports);
+                publish::save(context, &mut vm, wanted)?;
+            }
             meet_agent(context, &mut vm, &Knock::listen(context.home, name)?, false)?;
             return Ok(Started { vm, took: began.elapsed(), created: false });
         }
@@ -123,6 +130,9 @@ fn start_locked(context: &Context, name: &str, options: &StartOptions) -> Result
     if let Some(vm) = &found {
         check_same(vm, options)?;
     }
+    let former = found.as_ref().map_or(&[][..], |vm| &vm.ports);
+    let ports = ports(former, options);
+    publish::check_for_start(context, name, former, &ports)?;
     let daemon = daemon::Client::new(context.home);
     daemon.status()?;
     let kind = hypervisor::detect(&context.settings.hypervisor)?;
@@ -149,7 +159,8 @@ fn start_locked(context: &Context, name: &str, options: &StartOptions) -> Result
     }
 }
 
-/// Changes a VM as the options say: its resources where it is stopped, its policies in any state.
+/// Changes a VM as the options say: its resources where it is stopped, its policies and its
+/// published ports in any state.
 ///
 /// # Errors
 /// When there is no such VM, it runs, or it cannot be so.
@@ -157,13 +168,18 @@ pub fn change(context: &Context, name: &str, options: &StartOptions) -> Result<V
     context.locked(name, || {
         let resources_change =
             options.cpus.is_some() || options.memory.is_some() || options.disk.is_some() || options.mounts.is_some();
-        let mut vm = match resources_change {
-            true => ready_for(context.home, name, Command::Set)?,
-            false => existing(context.home, name)?,
+        let mut vm = match (resources_change, &options.ports) {
+            (true, _) => ready_for(context.home, name, Command::Set)?,
+            (false, Some(_)) => ready_for(context.home, name, Command::Publish)?,
+            (false, None) => existing(context.home, name)?,
         };
         check_same(&vm, options)?;
         check_resources(options)?;
-        let due = vm.retry;
+        let (due, former) = (vm.retry, vm.ports.clone());
+        if options.ports.is_some() {
+            // Before the disk grows.
+            publish::check(context, name, &former, &ports(&former, options))?;
+        }
         resources(&mut vm, options)?;
         vm.retry = due.filter(|_| vm.restart != Restart::No);
         // A TAP that there is takes it on at once; before the state says so, since a wish is no isolation.
@@ -171,7 +187,11 @@ pub fn change(context: &Context, name: &str, options: &StartOptions) -> Result<V
             let asked = daemon::Client::new(context.home).ensure_tap(&tap_request(&vm));
             asked.with_context(|| format!("cannot change the network of '{name}'"))?;
         }
-        vm.save(context.home)?;
+        let wanted = std::mem::replace(&mut vm.ports, former);
+        match options.ports {
+            Some(_) => publish::save(context, &mut vm, wanted)?,
+            None => vm.save(context.home)?,
+        }
         Ok(vm)
     })
 }
@@ -253,6 +273,7 @@ pub(super) fn resources(vm: &mut Vm, options: &StartOptions) -> Result<()> {
     if let Some(mounts) = &options.mounts {
         vm.mounts.clone_from(mounts);
     }
+    vm.ports = ports(&vm.ports, options);
     vm.restart = options.restart.unwrap_or(vm.restart);
     vm.autostart = options.autostart.unwrap_or(vm.autostart);
     vm.isolate = options.isolate.unwrap_or(vm.isolate);
@@ -264,6 +285,11 @@ pub(super) fn resources(vm: &mut Vm, options: &StartOptions) -> Result<()> {
         vm.disk = disk;
     }
     Ok(())
+}
+
+/// What a VM that published `former` publishes now.
+fn ports(former: &[Forward], options: &StartOptions) -> Vec<Forward> {
+    options.ports.as_ref().map_or(former.to_vec(), |wanted| port::with_former(wanted.clone(), former))
 }
 
 /// The VM's kernel and initrd: those that `init` installed for the image it chose, for another image its own.
@@ -374,11 +400,12 @@ pub(super) fn bring_up(
     let name = vm.name.clone();
     let log = home.hypervisor_log(&name);
     context.step(&name, kind.name(), || {
-        let monitored = monitor::launch(home, &name, launch, shares)?;
+        let monitored = monitor::launch(home, vm, launch, shares)?;
         reach("start: hypervisor launched");
         let id = monitored.hypervisor;
         vm.advance(Event::Launched)?;
         vm.process = Some(id);
+        vm.ports.clone_from(&monitored.ports);
         vm.exit = None;
         vm.started = Some(unix_now());
         vm.hypervisor = Some(kind.to_string());
@@ -440,6 +467,7 @@ fn finish_in_background(name: &str, home: &Path) -> Result<()> {
 pub(super) fn undo(context: &Context, vm: &Vm, mut former: Vm, daemon: &daemon::Client, created: bool) {
     let home = context.home;
     context.end(vm.process);
+    monitor::wait_for_former(home, &vm.name);
     let _ = daemon.delete_tap(&vm.name);
     for path in home.volatile(&vm.name) {
         let _ = files::remove(&path);

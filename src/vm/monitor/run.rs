@@ -1,7 +1,8 @@
-//! The monitor's work while its VM runs: the console, the guest's panic, the end.
+//! The monitor's work while its VM runs: the console, the published ports, the guest's panic, the end.
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read};
+use std::net::Ipv4Addr;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -15,8 +16,11 @@ use smol::io::{AsyncReadExt, AsyncWriteExt};
 use smol::{Async, LocalExecutor, Timer};
 
 use super::console::Console;
-use super::{Answer, MAX_LINE, Order, end, shares};
+use super::control::{self, Failure};
+use super::forward::{self, Forwards, Limits, Opened};
+use super::{Answer, FORMER_LIMIT, MAX_LINE, Order, Started, end, shares};
 use crate::hypervisor::{events, process};
+use crate::vm::files::{self, Lock};
 use crate::vm::home::Home;
 use crate::vm::state::{ProcessId, Reason, Vm};
 use crate::watch::Watch;
@@ -29,6 +33,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const DRAIN: Duration = Duration::from_millis(500);
 /// How long a hypervisor that is to end may take.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How long another monitor of a VM that runs may take to go, before this one gives way.
+const ADOPT_LIMIT: Duration = Duration::from_secs(1);
 /// Bytes that are read or written at once.
 const PIECE: usize = 16 << 10;
 
@@ -51,7 +57,11 @@ pub fn run(home: &Home, vm: &str) -> Result<()> {
     input.by_ref().take(MAX_LINE).read_until(b'\n', &mut line).context("cannot read the order")?;
     let order: Order = serde_json::from_slice(&line).context("the order is not understood")?;
     let begun = begin(home, vm, order);
-    let answer: Answer = begun.as_ref().map(|begun| begun.hypervisor).map_err(|error| format!("{error:#}"));
+    let started = |begun: &Begun| Started {
+        hypervisor: begun.hypervisor,
+        forwards: begun.ports.iter().map(Opened::forward).collect(),
+    };
+    let answer: Answer = begun.as_ref().map(started).map_err(Failure::from);
     println!("{}", serde_json::to_string(&answer)?);
     let begun = begun?;
     let id = begun.hypervisor;
@@ -85,30 +95,55 @@ struct Begun {
     /// Absent where another process started it.
     child: Option<Child>,
     listener: UnixListener,
+    control: UnixListener,
     servers: shares::Servers,
+    guest: Ipv4Addr,
+    ports: Vec<Opened>,
+    /// Held as long as the ports are.
+    lock: Lock,
 }
 
 fn begin(home: &Home, vm: &str, order: Order) -> Result<Begun> {
-    let path = home.console(vm);
-    ensure!(UnixStream::connect(&path).is_err(), "another monitor serves {}", path.display());
-    crate::vm::files::remove(&path)?;
-    let bind = || crate::failpoint::write().and_then(|()| UnixListener::bind(&path));
-    let listener = bind().with_context(|| format!("cannot listen on {}", path.display()))?;
+    // That of a VM that was just stopped may still be about to let its ports go.
+    let patience = if matches!(order, Order::Launch { .. }) { FORMER_LIMIT } else { ADOPT_LIMIT };
+    let lock = super::hold(home, vm, patience)?;
+    ensure!(UnixStream::connect(home.console(vm)).is_err(), "another monitor serves {}", home.console(vm).display());
+    let listener = listen(&home.console(vm))?;
+    let control = listen(&home.monitor(vm))?;
     match order {
-        Order::Launch { hypervisor, shares } => {
+        Order::Launch { hypervisor, shares, ports } => {
+            let opened = forward::prepare(&ports.forwards, true)?;
             let mut servers = shares::Servers::start(shares, &home.hypervisor_log(vm))?;
             let hypervisor = hypervisor.spawn().inspect_err(|_| servers.end())?;
             let id = ProcessId { pid: hypervisor.pid(), start_time: hypervisor.start_time() };
-            Ok(Begun { hypervisor: id, child: Some(hypervisor.into_child()), listener, servers })
+            let child = Some(hypervisor.into_child());
+            Ok(Begun { hypervisor: id, child, listener, control, servers, guest: ports.guest, ports: opened, lock })
         }
-        Order::Adopt(id) => {
+        Order::Adopt { hypervisor: id, ports } => {
             ensure!(process::is_alive(id.pid, id.start_time), "the hypervisor has ended");
-            Ok(Begun { hypervisor: id, child: None, listener, servers: shares::Servers::default() })
+            let opened = forward::prepare(&ports.forwards, false)?;
+            let servers = shares::Servers::default();
+            Ok(Begun {
+                hypervisor: id,
+                child: None,
+                listener,
+                control,
+                servers,
+                guest: ports.guest,
+                ports: opened,
+                lock,
+            })
         }
     }
 }
 
-/// Serves the console until the hypervisor ends, and tells how it did; `None` where the command was killed before it had
+fn listen(path: &Path) -> Result<UnixListener> {
+    files::remove(path)?;
+    let bind = || crate::failpoint::write().and_then(|()| UnixListener::bind(path));
+    bind().with_context(|| format!("cannot listen on {}", path.display()))
+}
+
+/// Serves the console and the ports until the hypervisor ends, and tells how it did; `None` where the command was killed before it had
 /// written down that there is this VM.
 fn attend(home: &Home, vm: &str, begun: Begun, input: impl Read + Send + 'static) -> Option<Reason> {
     let shared = Rc::new(Shared {
@@ -120,6 +155,8 @@ fn attend(home: &Home, vm: &str, begun: Begun, input: impl Read + Send + 'static
     smol::block_on(executor.clone().run(async {
         let serial = executor.spawn(read_serial(shared.clone(), home.serial(vm)));
         let _listening = executor.spawn(accept(executor.clone(), shared.clone(), begun.listener));
+        let ports = Forwards::new(executor.clone(), begun.guest, Limits::of_process(), begun.ports);
+        let control = executor.spawn(control::serve(begun.control, ports.clone()));
         let mut servers = begun.servers;
         let keeper = executor.spawn(async move {
             servers.keep().await;
@@ -143,6 +180,10 @@ fn attend(home: &Home, vm: &str, begun: Begun, input: impl Read + Send + 'static
                 None
             }
         };
+        // First of all: who starts the VM again wants them.
+        control.cancel().await;
+        ports.close().await;
+        drop(begun.lock);
         // What it wrote last is still in the socket.
         for _ in 0..DRAIN.as_millis() / RECONNECT.as_millis() {
             if shared.serial.borrow().is_none() {

@@ -188,12 +188,15 @@ fn a_clone_is_a_new_machine_before_its_first_packet() {
     // Whatever wakes up in the clone goes on talking as the source.
     let talk = "while :; do busybox arping -q -U -c 1 -I eth0 10.0.0.11; echo x | busybox nc -w 1 -u 10.0.0.1 9; done";
     sh(&host, "web", &format!("({talk}) >/dev/null 2>&1 &"));
+    // Into files: a pipe that nobody reads is soon full.
+    let file = |name: &str| host.world.dir().join(name);
     let mut forwarding = host.world.root("bridge");
-    forwarding.args(["-o", "monitor", "fdb"]).stdout(Stdio::piped()).stderr(Stdio::null());
-    let monitor = forwarding.spawn().unwrap();
+    forwarding.args(["-o", "monitor", "fdb"]).stdout(fs::File::create(file("fdb")).unwrap()).stderr(Stdio::null());
+    let mut monitor = forwarding.spawn().unwrap();
     let mut capture = host.world.root("tcpdump");
-    capture.args(["-l", "--immediate-mode", "-n", "-e", "-i", "puter0"]).stdout(Stdio::piped()).stderr(Stdio::null());
-    let capture = capture.spawn().unwrap();
+    capture.args(["-l", "--immediate-mode", "-n", "-e", "-i", "puter0"]);
+    capture.stdout(fs::File::create(file("frames")).unwrap()).stderr(Stdio::null());
+    let mut capture = capture.spawn().unwrap();
     let boot = sh(&host, "web", "busybox cat /proc/sys/kernel/random/boot_id");
     let session = {
         // A session that goes on while the machine is cloned.
@@ -242,7 +245,8 @@ fn a_clone_is_a_new_machine_before_its_first_packet() {
     for pid in host.processes("monitor fdb") {
         host.world.root("kill").arg(&pid).status().unwrap();
     }
-    let learned = text(&monitor.wait_with_output().unwrap().stdout);
+    monitor.wait().unwrap();
+    let learned = fs::read_to_string(file("fdb")).unwrap();
     let by =
         |mac: &str, tap: &str| learned.lines().any(|line| line.contains(mac) && line.contains(&format!("dev {tap} ")));
     assert!(by(&one[2], "pt-one") && by(&two[2], "pt-two"), "{learned}");
@@ -252,7 +256,8 @@ fn a_clone_is_a_new_machine_before_its_first_packet() {
     for pid in host.processes("tcpdump") {
         host.world.root("kill").args(["-INT", &pid]).status().unwrap();
     }
-    let frames = text(&capture.wait_with_output().unwrap().stdout);
+    capture.wait().unwrap();
+    let frames = fs::read_to_string(file("frames")).unwrap();
     for (seen, tap) in [(&web, "pt-web"), (&one, "pt-one"), (&two, "pt-two")] {
         let sent = |line: &&str| line.split_whitespace().nth(1) == Some(seen[2].as_str());
         let own = seen[3].trim_end_matches("/24");

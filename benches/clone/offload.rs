@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -117,8 +118,13 @@ impl Offload {
             asked["memory_mode"] = json!("Postcopy");
         }
         let api = api.to_path_buf();
-        // It answers when the machine is there.
-        std::thread::spawn(move || put(&api, "vm.receive-migration", &asked));
+        // It answers when the machine is there; it may not listen yet.
+        std::thread::spawn(move || {
+            while UnixStream::connect(&api).is_err() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            put(&api, "vm.receive-migration", &asked)
+        });
         wait_for(&socket, &mut hypervisor)?;
         let (socket, input) = (text(&socket)?, text(source)?);
         let mut words = vec!["restore", "--socket", &socket, "--input-dir", &input, "--resume"];

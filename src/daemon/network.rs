@@ -270,8 +270,12 @@ impl Network {
         let alias = Alias::from(request);
         // Before the first frame can pass: what is not this VM's own stops at the TAP.
         let guest = self.guest_of(&link.name, &alias).context("the id has no address")?;
-        nft::guard(&self.settings.bridge, &[guest])
-            .with_context(|| format!("cannot filter the TAP {} in nftables", link.name))?;
+        // One without an alias is new, or was left half made.
+        let guarded = match link.alias {
+            None => nft::guard_new(&self.settings.bridge, guest),
+            Some(_) => nft::guard(&self.settings.bridge, &[guest]),
+        };
+        guarded.with_context(|| format!("cannot filter the TAP {} in nftables", link.name))?;
         self.finish(socket, link, &alias).with_context(|| format!("cannot set up the TAP {}", link.name))?;
         let now = link::get(socket, link.index).with_context(|| format!("cannot look at the TAP {}", link.name))?;
         let tap = now.and_then(|now| self.place.tap(&now));

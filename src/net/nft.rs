@@ -6,6 +6,8 @@
 
 use std::net::Ipv4Addr;
 
+use rustix::io::Errno;
+
 use super::message::{Attributes, Message, flags};
 use super::{Error, Socket};
 use crate::protocol::address::{Mac, Subnet};
@@ -328,16 +330,30 @@ const GUESTS_AT_ONCE: usize = 32;
 pub fn guard(bridge: &str, guests: &[Guest]) -> Result<(), Error> {
     let name = table_name(bridge);
     for some in guests.chunks(GUESTS_AT_ONCE) {
-        let messages = some.iter().flat_map(|guest| guard_messages(&name, guest)).collect();
+        let replaced = |guest: &Guest| [no_chain(&name, &guest.tap), guard_messages(&name, guest, 0)].concat();
+        let messages = some.iter().flat_map(replaced).collect();
         Socket::netfilter()?.batch(&framed(messages), true)?;
     }
     Ok(())
 }
 
-/// The messages that replace the chain of one TAP.
-fn guard_messages(name: &str, guest: &Guest) -> Vec<Message> {
+/// As [`guard`], for a TAP that was made just now: what takes its time is to delete a chain, and it has none.
+///
+/// # Errors
+/// See [`guard`].
+pub fn guard_new(bridge: &str, guest: Guest) -> Result<(), Error> {
+    let messages = guard_messages(&table_name(bridge), &guest, flags::EXCLUSIVE);
+    match Socket::netfilter()?.batch(&framed(messages), true) {
+        // Of a TAP of this name that is gone.
+        Err(error) if error.errno == Errno::EXIST => guard(bridge, &[guest]),
+        done => done,
+    }
+}
+
+/// The messages that make the chain of one TAP.
+fn guard_messages(name: &str, guest: &Guest, exclusive: u16) -> Vec<Message> {
     let Guest { tap, mac, address } = guest;
-    let mut messages = no_chain(name, tap);
+    let mut messages = vec![table(NETDEV, NEW_TABLE, flags::CREATE, name)];
     let hook = Attributes::new()
         .be32(NFTA_HOOK_HOOKNUM, INGRESS)
         .bytes(NFTA_HOOK_PRIORITY, &PRIORITY_FILTER.to_be_bytes())
@@ -348,7 +364,7 @@ fn guard_messages(name: &str, guest: &Guest) -> Vec<Message> {
         .nest(NFTA_CHAIN_HOOK, hook)
         .be32(NFTA_CHAIN_POLICY, ACCEPT)
         .string(NFTA_CHAIN_TYPE, "filter");
-    messages.push(Message::new(NEW_CHAIN, flags::CREATE, &header(NETDEV, 0), attributes));
+    messages.push(Message::new(NEW_CHAIN, flags::CREATE | exclusive, &header(NETDEV, 0), attributes));
     messages.extend(guest_rules(*mac, *address).into_iter().map(|body| rule(NETDEV, name, tap, body)));
     messages
 }
@@ -396,7 +412,8 @@ mod tests {
         let guest =
             Guest { tap: "pt-123456789abc".to_owned(), mac: Mac([0xff; 6]), address: Ipv4Addr::new(10, 255, 255, 254) };
         let mut bytes = Vec::new();
-        for message in guard_messages("puter-exactly-15-chars", &guest) {
+        let name = "puter-exactly-15-chars";
+        for message in [no_chain(name, &guest.tap), guard_messages(name, &guest, 0)].concat() {
             message.encode(flags::ACK, 1, &mut bytes);
         }
         // The default of net.core.wmem_default is 212,992 bytes, about half of them for data.

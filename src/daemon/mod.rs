@@ -10,12 +10,12 @@ macro_rules! log {
     }};
 }
 
-mod api;
+pub mod api;
 mod bridge;
 mod capabilities;
 mod network;
 mod resolvers;
-mod server;
+pub mod server;
 mod socket;
 mod taps;
 mod upkeep;

@@ -276,8 +276,12 @@ impl Network {
         let alias = Alias::from(request);
         // Before the first frame can pass: what is not this VM's own stops at the TAP.
         let guest = guest_of(&self.place, &link.name, &alias).context("the id has no address")?;
-        nft::guard(&self.settings.bridge, std::slice::from_ref(&guest))
-            .with_context(|| format!("cannot filter the TAP {} in nftables", link.name))?;
+        // One without an alias is new, or was left half made.
+        let guarded = match link.alias {
+            None => nft::guard_new(&self.settings.bridge, &guest),
+            Some(_) => nft::guard(&self.settings.bridge, std::slice::from_ref(&guest)),
+        };
+        guarded.with_context(|| format!("cannot filter the TAP {} in nftables", link.name))?;
         if alias.isolated || link.isolated || self.place.marked(link).is_some_and(|former| former.isolated) {
             self.isolate(socket, &guest).with_context(|| format!("cannot isolate the TAP {}", link.name))?;
         }

@@ -76,12 +76,18 @@ pub async fn serve(
     Ok(())
 }
 
+/// The user whom this process runs as.
+pub fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 /// The uid at the socket's other end.
 fn peer(stream: &Async<UnixStream>) -> Option<u32> {
     rustix::net::sockopt::socket_peercred(stream).ok().map(|peer| peer.uid.as_raw())
 }
 
-async fn connection(mut stream: Async<UnixStream>, uid: u32, backend: Arc<dyn Backend>) {
+/// Serves one connection to its end.
+pub async fn connection(mut stream: Async<UnixStream>, uid: u32, backend: Arc<dyn Backend>) {
     match peer(&stream) {
         Some(other) if other == uid => {}
         other => {

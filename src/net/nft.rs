@@ -10,7 +10,7 @@ mod rule;
 mod verify;
 
 pub use foreign::{Firewall, Place, admit, dismiss, firewalls};
-pub use guard::{guard, unguard};
+pub use guard::{guard, guard_new, unguard};
 pub use host::{Policy, install};
 pub use isolation::{isolate, separate};
 pub use verify::is_whole;

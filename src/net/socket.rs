@@ -197,7 +197,9 @@ pub fn check(answer: &message::Answer<'_>) -> Result<(), Error> {
     if code == 0 {
         return Ok(());
     }
-    let errno = Errno::from_raw_os_error(code.saturating_neg());
+    // Error numbers are below 4096 (linux/err.h), and rustix insists on that.
+    let number = Some(code.saturating_neg()).filter(|number| (1..4096).contains(number));
+    let errno = number.map_or(Errno::IO, Errno::from_raw_os_error);
     // The request's header follows, and its body unless capped; then the attributes.
     let request = message::u32_at(answer.body, 4).unwrap_or(0) as usize;
     let repeated = if answer.flags & flags::CAPPED != 0 { message::HEADER } else { request };
@@ -231,6 +233,10 @@ mod tests {
         let short = Answer { body: &body[..6], ..answer };
         assert_eq!(check(&short).unwrap_err().detail, None);
         check(&Answer { body: &[0; 20], ..answer }).unwrap();
+        for code in [1, 4096, -4096, i32::MAX, i32::MIN] {
+            let nonsense = Answer { body: &code.to_ne_bytes(), ..answer };
+            assert_eq!(check(&nonsense).unwrap_err().errno, Errno::IO, "{code}");
+        }
     }
 
     #[test]

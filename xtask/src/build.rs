@@ -59,7 +59,11 @@ pub fn place(made: &Path, dir: &Path) -> Result<PathBuf> {
     Ok(executable)
 }
 
-fn host_target() -> Result<String> {
+/// The target triple of this machine.
+///
+/// # Errors
+/// When the compiler does not tell.
+pub fn host_target() -> Result<String> {
     let version = crate::shell::output(Command::new("rustc").arg("-vV"))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     Ok(host.context("rustc -vV names no host")?.to_string())

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use argh::FromArgs;
-use xtask::{build, demo, packages, suite};
+use xtask::{build, demo, fuzz, packages, suite};
 
 /// What a developer of puter runs more than once. Each command installs what it needs.
 #[derive(FromArgs)]
@@ -21,6 +21,7 @@ enum Command {
     Demo(Demo),
     Test(Test),
     Bench(Bench),
+    Fuzz(Fuzz),
 }
 
 /// Build the executable in release mode with its names in target/puter/.
@@ -55,9 +56,21 @@ struct Test {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "bench")]
 struct Bench {
-    /// what to measure: clone
+    /// what to measure: clone or net
     #[argh(positional)]
     what: String,
+}
+
+/// Throw damaged bytes at what reads a guest's, the network's and the kernel's.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "fuzz")]
+struct Fuzz {
+    /// what reads them: dhcp, dns, http or netlink (default: each in turn)
+    #[argh(positional)]
+    target: Option<String>,
+    /// seconds for each (default: 60)
+    #[argh(option, default = "60")]
+    seconds: u32,
 }
 
 fn main() -> ExitCode {
@@ -87,5 +100,6 @@ fn run(command: Command) -> Result<()> {
         Command::Demo(_) => demo::run(),
         Command::Test(test) => suite::run(test.filter.as_deref()),
         Command::Bench(bench) => suite::bench(&bench.what),
+        Command::Fuzz(options) => fuzz::run(options.target.as_deref(), options.seconds),
     }
 }

@@ -37,11 +37,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
         .env("PUTER_TEST_SMALL_GUEST", &small)
         .env("PUTER_TEST_VIRTIOFSD", &virtiofsd)
         .env("PUTER_VHOST_DEVICE_VSOCK", &vsock);
-    if !rustix::process::geteuid().is_root() {
-        let target = crate::shell::output(Command::new("rustc").args(["--print", "host-tuple"]))?;
-        let variable = format!("CARGO_TARGET_{}_RUNNER", target.to_ascii_uppercase().replace('-', "_"));
-        cargo.env(variable, "sudo --preserve-env");
-    }
+    as_root(&mut cargo)?;
     let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;
     let mut totals = Totals::default();
     for line in BufReader::new(child.stdout.take().context("cargo has no output")?).lines() {
@@ -57,12 +53,28 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     Ok(())
 }
 
+/// Lets cargo run what it builds through sudo where this process is not root's.
+fn as_root(cargo: &mut Command) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        let target = crate::shell::output(Command::new("rustc").args(["--print", "host-tuple"]))?;
+        let variable = format!("CARGO_TARGET_{}_RUNNER", target.to_ascii_uppercase().replace('-', "_"));
+        cargo.env(variable, "sudo --preserve-env");
+    }
+    Ok(())
+}
+
 /// Runs one of the benchmarks in benches/.
 ///
 /// # Errors
 /// When there is none of this name, what it needs cannot be had, or it fails.
 pub fn bench(what: &str) -> Result<()> {
-    ensure!(what == "clone", "there is no benchmark '{what}'; there is: clone");
+    if what == "net" {
+        packages::install(packages::BENCH_NET)?;
+        let mut cargo = Command::new("cargo");
+        as_root(cargo.args(["bench", "--bench", what]).current_dir(top()))?;
+        return crate::shell::run(&mut cargo);
+    }
+    ensure!(what == "clone", "there is no benchmark '{what}'; there are: clone, net");
     for list in [packages::GUEST_IMAGE, packages::RUN] {
         packages::install(list)?;
     }

@@ -13,8 +13,9 @@ fn full() -> Engine {
 #[test]
 fn parameters_come_in_the_clients_order_with_the_mask_before_the_router() {
     const HEAD: &[u8] = &[53, 54, 51, 58, 59];
+    type Row<'a> = (&'a str, &'a str, Option<&'a [u8]>, &'a [u8]);
     #[rustfmt::skip]
-    let rows: &[(&str, &str, Option<&[u8]>, &[u8])] = &[
+    let rows: &[Row] = &[
         ("2132, 9.8", "in their order", Some(&[12, 1, 28]), &[12, 1, 28]),
         ("2132, 9.8", "another order", Some(&[28, 1, 12]), &[28, 1, 12]),
         ("2132, 3.3", "the mask goes before the router", Some(&[3, 12, 1]), &[1, 3, 12]),

@@ -162,8 +162,9 @@ fn a_lease_begins_with_an_ack_and_ends_by_time_decline_release_or_nak() {
     let own: (u8, &[u8]) = (code::REQUESTED_IP, &OWN);
     let other: (u8, &[u8]) = (code::REQUESTED_IP, &OTHER);
     let now = Instant::now();
+    type Row<'a> = (&'a str, u8, [u8; 4], &'a [(u8, &'a [u8])], bool);
     #[rustfmt::skip]
-    let rows: [(&str, u8, [u8; 4], &[(u8, &[u8])], bool); 13] = [
+    let rows: [Row; 13] = [
         ("a discover lends nothing and takes nothing", kind::DISCOVER, NONE, &[], true),
         ("renewed", kind::REQUEST, OWN, &[], true),
         ("refused", kind::REQUEST, NONE, &[other], false),

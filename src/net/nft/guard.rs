@@ -2,6 +2,8 @@
 
 use std::net::Ipv4Addr;
 
+use rustix::io::Errno;
+
 use super::rule::{IPPROTO_UDP, Meta, Rule};
 use super::{
     Attributes, DELETE_CHAIN, Error, Guest, Hook, Message, NETDEV, NEW_CHAIN, NEW_TABLE, NFTA_CHAIN_NAME,
@@ -79,9 +81,15 @@ fn no_chain(table_name: &str, tap: &str) -> Vec<Message> {
 
 /// The messages that replace the chain of one TAP.
 fn messages(name: &str, guest: &Guest) -> Vec<Message> {
+    [no_chain(name, &guest.tap), new_chain(name, guest, 0)].concat()
+}
+
+/// The messages that make the chain of one TAP.
+fn new_chain(name: &str, guest: &Guest, exclusive: u16) -> Vec<Message> {
     let hook = Hook { number: INGRESS, priority: PRIORITY_FILTER, device: Some(&guest.tap) };
-    let mut messages = no_chain(name, &guest.tap);
-    messages.push(chain(NETDEV, name, &guest.tap, "filter", hook));
+    let mut chain = chain(NETDEV, name, &guest.tap, "filter", hook);
+    chain.flags |= exclusive;
+    let mut messages = vec![table(NETDEV, NEW_TABLE, flags::CREATE, name), chain];
     messages.extend(rules(guest).into_iter().map(|body| rule(NETDEV, name, &guest.tap, body)));
     messages
 }
@@ -97,6 +105,18 @@ pub fn guard(bridge: &str, guests: &[Guest]) -> Result<(), Error> {
         commit(some.iter().flat_map(|guest| messages(&name, guest)).collect())?;
     }
     Ok(())
+}
+
+/// As [`guard`], for a TAP that was made just now: what takes its time is to delete a chain, and it has none.
+///
+/// # Errors
+/// See [`guard`].
+pub fn guard_new(bridge: &str, guest: &Guest) -> Result<(), Error> {
+    match commit(new_chain(&table_name(bridge), guest, flags::EXCLUSIVE)) {
+        // Of a TAP of this name that is gone.
+        Err(error) if error.errno == Errno::EXIST => guard(bridge, std::slice::from_ref(guest)),
+        done => done,
+    }
 }
 
 /// Removes the chain of a TAP that is gone; newer kernels keep it without its interface.

@@ -1,0 +1,218 @@
+//! puterd's network against its peers, in namespaces: DHCP and DNS against dnsmasq and kea-dhcp4, TAPs against the commands
+//! that do the same, and memory.
+//!
+//! `cargo xtask bench net` runs it, as root.
+
+#[path = "net/driver.rs"]
+mod driver;
+#[allow(dead_code)]
+#[path = "../tests/daemon/frames.rs"]
+mod frames;
+#[allow(dead_code)]
+#[path = "../tests/daemon/lab.rs"]
+mod lab;
+
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use puter::net::tap;
+use puter::protocol::address::{Mac, Subnet};
+
+use lab::{Daemon, Lab, Process, UID, wait};
+
+const ROUNDS: usize = 5;
+const MACHINES: u32 = 250;
+/// DHCP exchanges, DNS questions and TAPs of one round.
+const EXCHANGES: usize = 2000;
+const QUESTIONS: usize = 20_000;
+const TAPS: usize = 10;
+const SUBNET: &str = "10.0.0.1/16";
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+
+/// One server on a bridge of its own, with a TAP for DHCP's clients and a namespace for those of DNS.
+struct Server {
+    name: &'static str,
+    lab: Lab,
+    pid: u32,
+    tap: File,
+    guest: Process,
+    /// Ends with this.
+    _process: Result<Daemon, Process>,
+    dhcp: Vec<driver::Run>,
+    dns: Vec<f64>,
+}
+
+impl Server {
+    fn new(name: &'static str, lab: Lab, process: Result<Daemon, Process>) -> Server {
+        let tap = frames::inside(lab.host_holder(), || tap::open("clients")).unwrap();
+        lab.host("ip link set dev clients master puter0; ip link set dev clients up");
+        let guest = lab.guest("guest", "10.0.0.9");
+        let pid = process.as_ref().map_or_else(Process::pid, Daemon::pid);
+        Server { name, lab, pid, tap, guest, _process: process, dhcp: Vec::new(), dns: Vec::new() }
+    }
+
+    /// Resident memory in MiB (proc(5)).
+    fn memory(&self) -> f64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+    }
+
+    fn rate(&self) -> f64 {
+        median(self.dhcp.iter().map(|run| run.per_second))
+    }
+
+    fn answers(&self) -> f64 {
+        median(self.dns.iter().copied())
+    }
+}
+
+/// The machines: name, MAC and address.
+fn machines() -> impl Iterator<Item = (String, Mac, Ipv4Addr)> {
+    let subnet: Subnet = SUBNET.parse().unwrap();
+    (1..=MACHINES).map(move |id| (format!("vm-{id}"), Mac::of_id(id), subnet.address(id).unwrap()))
+}
+
+fn puterd() -> Server {
+    let lab = Lab::new();
+    let daemon = lab.start(&["--subnet", SUBNET]);
+    for id in 1..=MACHINES {
+        let (status, body) = lab.request("POST", "/v1/taps", &format!(r#"{{"vm":"vm-{id}","id":{id}}}"#));
+        assert_eq!(status, 200, "{body}");
+    }
+    Server::new("puterd", lab, Ok(daemon))
+}
+
+/// A peer's lab, with the bridge that it serves.
+fn peer() -> Lab {
+    let lab = Lab::new();
+    lab.host(&format!(
+        "ip link add puter0 type bridge forward_delay 0; ip addr add {SUBNET} dev puter0; ip link set puter0 up"
+    ));
+    lab
+}
+
+/// Runs a peer's own process: nsenter becomes it.
+fn spawn(command: &mut Command) -> Process {
+    Process(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+}
+
+fn dnsmasq() -> Server {
+    let lab = peer();
+    let dir = lab.dir.path().to_owned();
+    let hosts: String = machines().map(|(name, mac, ip)| format!("{mac},{ip},{name}\n")).collect();
+    let names: String = machines().map(|(name, _, ip)| format!("{ip} {name} {name}.puter\n")).collect();
+    fs::write(dir.join("dhcp-hosts"), hosts).unwrap();
+    fs::write(dir.join("names"), names).unwrap();
+    let mut command = lab.enter(lab.host_holder());
+    // No ping of an address before it is offered, which would slow it down, and no log.
+    command.args(["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--pid-file="]);
+    command.args(["--interface=puter0", "--bind-interfaces", "--except-interface=lo", "--no-resolv", "--no-hosts"]);
+    command.args(["--no-ping", "--quiet-dhcp", "--log-facility=/dev/null", "--dhcp-authoritative", "--domain=puter"]);
+    command.args(["--dhcp-range=10.0.0.11,10.0.9.255,255.255.0.0,1h", "--dhcp-lease-max=5000"]);
+    for (option, file) in [("dhcp-hostsfile", "dhcp-hosts"), ("addn-hosts", "names"), ("dhcp-leasefile", "leases")] {
+        command.arg(format!("--{option}={}", dir.join(file).display()));
+    }
+    let process = spawn(&mut command);
+    wait("dnsmasq listens", || lab.host("ss -Hlun").contains(":67 "));
+    Server::new("dnsmasq", lab, Err(process))
+}
+
+fn kea() -> Server {
+    let lab = peer();
+    let dir = lab.dir.path().display().to_string();
+    let hosts: Vec<String> = machines()
+        .map(|(name, mac, ip)| format!(r#"{{"hw-address":"{mac}","ip-address":"{ip}","hostname":"{name}"}}"#))
+        .collect();
+    let config = format!(
+        r#"{{"Dhcp4":{{"interfaces-config":{{"interfaces":["puter0"]}},"valid-lifetime":3600,
+        "lease-database":{{"type":"memfile","persist":true,"name":"{dir}/leases.csv"}},
+        "subnet4":[{{"subnet":"10.0.0.0/16","pools":[{{"pool":"10.0.4.0 - 10.0.9.255"}}],
+        "option-data":[{{"name":"routers","data":"{GATEWAY}"}}],"reservations":[{}]}}],
+        "loggers":[{{"name":"kea-dhcp4","severity":"ERROR","output_options":[{{"output":"/dev/null"}}]}}]}}}}"#,
+        hosts.join(",")
+    );
+    fs::write(lab.dir.path().join("kea.json"), config).unwrap();
+    let mut command = lab.enter(lab.host_holder());
+    command.env("KEA_LOCKFILE_DIR", &dir).env("KEA_PIDFILE_DIR", &dir);
+    let process = spawn(command.args(["kea-dhcp4", "-c", &format!("{dir}/kea.json")]));
+    wait("kea listens", || lab.host("ss -Hlun").contains(":67 "));
+    Server::new("kea-dhcp4", lab, Err(process))
+}
+
+/// Milliseconds for a TAP made and removed through puterd, and by the commands that do the same.
+fn taps(lab: &Lab) -> (f64, f64) {
+    let began = Instant::now();
+    for _ in 0..TAPS {
+        assert_eq!(lab.request("POST", "/v1/taps", r#"{"vm":"bench","id":900}"#).0, 200);
+        assert_eq!(lab.request("DELETE", "/v1/taps/bench", "").0, 204);
+    }
+    let ours = began.elapsed();
+    // The same interface, marks and rules, as puterd's own are printed.
+    let (tap, mac, ip) = ("pt-peer", Mac::of_id(901), "10.0.3.143");
+    let rules = format!(
+        "table netdev peer {{\nchain {tap} {{\ntype filter hook ingress device \"{tap}\" priority 0;\n\
+         ether saddr != {mac} drop\narp saddr ether != {mac} drop\narp saddr ip {ip} accept\narp saddr ip 0.0.0.0 accept\n\
+         udp sport 67 drop\nudp dport 67 @th,288,48 != 0x{} drop\nip saddr {ip} accept\n\
+         ip saddr 0.0.0.0 udp dport 67 accept\ndrop\n}}\n}}\n",
+        mac.to_string().replace(':', "")
+    );
+    let file = lab.dir.path().join("rules");
+    fs::write(&file, rules).unwrap();
+    let script = format!(
+        "for n in $(seq {TAPS}); do ip tuntap add dev {tap} mode tap user {UID} vnet_hdr; nft -f {}; \
+         ip link set dev {tap} alias puter:peer:901:0; ip link set dev {tap} master puter0; ip link set dev {tap} up; \
+         ip link delete {tap}; nft delete chain netdev peer {tap} 2>/dev/null || :; done",
+        file.display()
+    );
+    let began = Instant::now();
+    lab.host(&script);
+    let each = |time: std::time::Duration| time.as_secs_f64() * 1e3 / TAPS as f64;
+    (each(ours), each(began.elapsed()))
+}
+
+fn main() {
+    let mut servers = [puterd(), dnsmasq(), kea()];
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        for server in &mut servers {
+            server.dhcp.push(driver::dhcp(&server.tap, MACHINES, EXCHANGES));
+        }
+        for server in &mut servers[..2] {
+            let asked = || driver::dns(GATEWAY, "vm-7.puter", QUESTIONS);
+            server.dns.push(frames::inside(&server.guest, asked));
+        }
+        let (through_us, by_commands) = taps(&servers[0].lab);
+        ours.push(through_us);
+        theirs.push(by_commands);
+    }
+    let (ours, theirs) = (median(ours), median(theirs));
+    let [puterd, dnsmasq, kea] = &servers;
+    println!(
+        "{ROUNDS} rounds of {EXCHANGES} DHCP exchanges of {MACHINES} machines, {QUESTIONS} DNS questions, {TAPS} TAPs; medians"
+    );
+    println!("{:<10} {:>14} {:>9} {:>7} {:>14} {:>8}", "", "DHCP/s", "p99 ms", "lost", "DNS/s", "MiB");
+    for server in &servers {
+        let p99 = median(server.dhcp.iter().map(|run| run.p99));
+        let again: usize = server.dhcp.iter().map(|run| run.again).sum();
+        let dns = if server.dns.is_empty() { "-".to_owned() } else { format!("{:.0}", server.answers()) };
+        let (name, rate, memory) = (server.name, server.rate(), server.memory());
+        println!("{name:<10} {rate:>14.0} {p99:>9.2} {again:>7} {dns:>14} {memory:>8.1}");
+    }
+    println!("a TAP made and removed: {ours:.1} ms through puterd, {theirs:.1} ms by ip and nft\n");
+    println!("DHCP, puterd / the faster peer:   {:.2} (goal: above 2)", puterd.rate() / dnsmasq.rate().max(kea.rate()));
+    println!("DNS, puterd / dnsmasq:            {:.2}", puterd.answers() / dnsmasq.answers());
+    println!("TAP, puterd / commands:           {:.2} (goal: below 0.25)", ours / theirs);
+    println!(
+        "memory, puterd / dnsmasq:         {:.2} (goal: below 1, and below 6 MiB)",
+        puterd.memory() / dnsmasq.memory()
+    );
+}
+
+fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

@@ -1,0 +1,26 @@
+//! What the kernel answers, damaged: lists of links, addresses and routes, and errors.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use puter::net::{address, link, message, route, socket};
+use puter::protocol::address::Subnet;
+
+fuzz_target!(|input: &[u8]| {
+    let mut total = 0;
+    for answer in message::answers(input) {
+        total += answer.body.len() + message::HEADER;
+        assert!(total <= input.len());
+        let _ = socket::check(&answer);
+        if let Some(link) = link::decode(answer.body) {
+            assert!(!link.name.is_empty() && !link.name.contains('\0'));
+        }
+        if let Some(address) = address::decode(answer.body) {
+            assert!(address.prefix <= 32);
+        }
+        if let Some(route) = route::decode(answer.body) {
+            assert!(route.prefix <= 32);
+            let _ = (route.clashes(Subnet::default()), route.to_string());
+        }
+    }
+});

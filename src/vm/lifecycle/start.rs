@@ -344,6 +344,7 @@ pub(super) fn connect(context: &Context, vm: &mut Vm, daemon: &daemon::Client) -
         tap.ip,
         vm.ip
     );
+    vm.ip6 = tap.ip6;
     vm.tap = tap.name;
     Ok(())
 }

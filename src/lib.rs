@@ -16,6 +16,7 @@ pub mod image;
 pub mod net;
 pub mod notify;
 pub mod protocol;
+pub mod ra;
 pub mod sparse;
 pub mod transfer;
 pub mod vm;

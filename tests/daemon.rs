@@ -10,6 +10,10 @@ mod dns;
 mod firewalls;
 #[path = "daemon/hostile.rs"]
 mod hostile;
+#[path = "daemon/hostile6.rs"]
+mod hostile6;
+#[path = "daemon/ipv6.rs"]
+mod ipv6;
 #[path = "daemon/isolation.rs"]
 mod isolation;
 #[path = "daemon/lab.rs"]
@@ -57,7 +61,7 @@ fn attached(lab: &Lab, vm: &str) -> bool {
 fn the_hosts_network_is_made_ready() {
     let lab = Lab::new();
     assert_eq!(lab.host("cat /proc/sys/net/ipv4/ip_forward"), "0\n", "or the test proves nothing");
-    let daemon = lab.start(&[]);
+    let daemon = lab.start(&["--ipv6", "off"]);
     let ready = format!("puterd: ready on {}: bridge puter0, 10.0.0.1/24\n", lab.socket().display());
     assert!(daemon.log.ends_with(&ready), "{}", daemon.log);
     assert_eq!((mode(&lab.socket()), mode(&lab.home().join("run"))), (0o600, 0o700));

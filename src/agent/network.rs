@@ -41,8 +41,12 @@ struct AddressRequest {
 
 /// Where the kernel lists links.
 const LINKS: &str = "/sys/class/net";
+/// Where it has its settings for IPv6 on each link.
+const IPV6: &str = "/proc/sys/net/ipv6/conf";
 
-/// Gives the first Ethernet link this MAC; false where it had it already.
+/// Gives the first Ethernet link this MAC; false where it had it already. The kernel would keep the IPv6 addresses that
+/// it or others made of the former one, so IPv6 is off on the link while that changes: they are gone before the first
+/// frame with the new MAC, and the new ones are made after.
 ///
 /// # Errors
 /// When there is no such link or the kernel refuses.
@@ -59,9 +63,18 @@ pub fn set_mac(guest: &Guest, mac: Mac) -> Result<bool> {
     const ARPHRD_ETHER: u16 = 1; // linux/if_arp.h
     let request = HardwareRequest { name: c_name(&name), family: ARPHRD_ETHER, address: mac.0, rest: [0; 16] };
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let setting = format!("{IPV6}/{name}/disable_ipv6");
+    let had_ipv6 = fs::read_to_string(&setting).is_ok_and(|text| text.trim() == "0");
+    let turn = |off: &str| fs::write(&setting, off).with_context(|| format!("cannot write {off} to {setting}"));
+    if had_ipv6 {
+        turn("1")?;
+    }
     // SAFETY: the kernel reads one ifreq, which the structure is: 40 bytes.
-    unsafe { ioctl(socket.as_fd(), Setter::<SIOCSIFHWADDR, HardwareRequest>::new(request)) }
-        .with_context(|| format!("cannot give {name} the MAC {mac}"))?;
+    let changed = unsafe { ioctl(socket.as_fd(), Setter::<SIOCSIFHWADDR, HardwareRequest>::new(request)) };
+    if had_ipv6 {
+        turn("0")?;
+    }
+    changed.with_context(|| format!("cannot give {name} the MAC {mac}"))?;
     Ok(true)
 }
 
@@ -137,8 +150,20 @@ pub fn apply(
 }
 
 /// The same for systemd-networkd alone (systemd.network(5)).
-const NETWORK: &str =
-    "[Match]\nDriver=virtio_net\n\n[Network]\nDHCP=ipv4\n\n[DHCPv4]\nClientIdentifier=mac\nUseDomains=yes\n";
+const NETWORK: &str = "[Match]
+Driver=virtio_net
+
+[Network]
+DHCP=ipv4
+LinkLocalAddressing=ipv6
+IPv6LinkLocalAddressGenerationMode=eui64
+IPv6AcceptRA=yes
+IPv6PrivacyExtensions=no
+
+[DHCPv4]
+ClientIdentifier=mac
+UseDomains=yes
+";
 
 /// Waits for the address, and for the first route, which comes with it.
 fn wait_for_address(wanted: Option<Ipv4Addr>, seconds: u32) -> Result<()> {

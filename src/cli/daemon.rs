@@ -89,7 +89,7 @@ impl Daemon {
 
 /// What puterd is told of the settings.
 fn network(settings: &Settings) -> daemon::Network<'_> {
-    daemon::Network { subnet: settings.subnet, host_ports: &settings.host_ports }
+    daemon::Network { subnet: settings.subnet, ipv6: settings.ipv6, host_ports: &settings.host_ports }
 }
 
 fn start(no_service: bool) -> Result<()> {
@@ -177,10 +177,14 @@ fn status(json: bool) -> Result<()> {
             }
             let by = unit.as_deref().map_or("puter".to_string(), |unit| format!("systemd ({unit})"));
             let open = show_list(&status.host_ports);
+            let six = status.ipv6.map_or("-".to_string(), |network| {
+                format!("{network}, {}", if status.ipv6_outside { "also to the outside" } else { "not to the outside" })
+            });
             let rows = [
                 ["puterd:", &format!("version {}, process {}", status.version, status.pid)],
                 ["up:", &output::show_seconds(status.uptime)],
                 ["bridge:", &format!("{} at {}", status.bridge, status.subnet)],
+                ["ipv6:", &six],
                 ["taps:", &status.taps.to_string()],
                 ["host ports:", if open.is_empty() { "-" } else { &open }],
                 ["run by:", &by],

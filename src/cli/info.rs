@@ -1,6 +1,6 @@
 //! `puter info`.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -35,6 +35,8 @@ pub struct Shown<'a> {
     pub status: String,
     pub pid: Option<u32>,
     pub ip: Ipv4Addr,
+    /// Where VMs have IPv6.
+    pub ip6: Option<Ipv6Addr>,
     pub mac: Mac,
     pub tap: &'a str,
     pub cid: u32,
@@ -76,6 +78,7 @@ impl<'a> Shown<'a> {
             status: state.to_string(),
             pid: vm.process.filter(|_| alive).map(|p| p.pid),
             ip: vm.ip,
+            ip6: vm.ip6,
             mac: vm.mac,
             tap: &vm.tap,
             cid: vm.cid,
@@ -120,6 +123,9 @@ impl<'a> Shown<'a> {
             row("restart", self.restart.word().to_string());
         }
         row("address", self.ip.to_string());
+        if let Some(ip6) = self.ip6 {
+            row("ipv6", ip6.to_string());
+        }
         row("mac", self.mac.to_string());
         row("tap", self.tap.to_string());
         if self.isolate {

@@ -138,6 +138,7 @@ mod tests {
                 name: tap_name(&request.vm),
                 mac: Mac::of_id(request.id),
                 ip: Subnet::default().address(request.id).unwrap(),
+                ip6: None,
                 isolated: request.isolated,
                 attached: false,
             };

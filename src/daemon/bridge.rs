@@ -4,6 +4,7 @@ use crate::net::address::Address;
 use crate::net::link::Link;
 use crate::net::route::{self, Route};
 use crate::protocol::address::{MAX_INTERFACE_NAME, Mac, Subnet};
+use crate::protocol::ipv6::Ipv6;
 use crate::protocol::ports::HostPort;
 
 /// The bridge's MAC: the addressing rule applied to its host number 1. It stays the same whatever ports come and go,
@@ -20,6 +21,8 @@ pub struct Settings {
     pub uid: u32,
     /// Ports of the host that guests may reach.
     pub host_ports: Vec<HostPort>,
+    /// Whether guests have IPv6.
+    pub ipv6: Ipv6,
 }
 
 /// How to get there from what is there.
@@ -139,7 +142,13 @@ mod tests {
     use super::*;
 
     fn settings() -> Settings {
-        Settings { bridge: "puter0".to_owned(), subnet: Subnet::default(), uid: 1000, host_ports: Vec::new() }
+        Settings {
+            bridge: "puter0".to_owned(),
+            subnet: Subnet::default(),
+            uid: 1000,
+            host_ports: Vec::new(),
+            ipv6: Ipv6::Off,
+        }
     }
 
     fn bridge(alias: Option<&str>) -> Link {
@@ -162,7 +171,7 @@ mod tests {
     }
 
     fn route(index: u32, text: &str, prefix: u8) -> Route {
-        Route { destination: text.parse().unwrap(), prefix, index: Some(index), gateway: None }
+        Route { destination: text.parse().unwrap(), prefix, index: Some(index), gateway: None, passes: true }
     }
 
     #[test]

@@ -12,8 +12,10 @@ macro_rules! log {
 
 pub mod api;
 mod bridge;
+mod bridge6;
 mod capabilities;
 mod network;
+mod network6;
 mod resolvers;
 pub mod server;
 mod socket;
@@ -36,6 +38,7 @@ use self::bridge::Settings;
 use self::network::Network;
 use self::socket::Listener;
 use crate::protocol::address::Subnet;
+use crate::protocol::ipv6::Ipv6;
 use crate::protocol::ports::{HostPort, MOST_PORTS};
 
 /// Network service of puter: bridge, TAPs, DHCP and NAT for one user's virtual machines.
@@ -56,6 +59,9 @@ struct Options {
     /// a port of the host that guests may reach besides DHCP and DNS, such as tcp/22; can be given several times
     #[argh(option, arg_name = "port")]
     host_port: Vec<HostPort>,
+    /// IPv6 for guests: auto, on, off, or a network such as fd12:3456:789a::/64 (default: auto)
+    #[argh(option, arg_name = "ipv6", default = "Ipv6::Auto")]
+    ipv6: Ipv6,
     /// on a clean stop remove the TAPs, the bridge and the nftables tables
     #[argh(switch)]
     teardown: bool,
@@ -128,11 +134,12 @@ fn run(options: Options) -> Result<()> {
     let mut host_ports = options.host_port;
     host_ports.sort_unstable();
     host_ports.dedup();
-    let settings = Settings { bridge: options.bridge, subnet: options.subnet, uid, host_ports };
+    let settings = Settings { bridge: options.bridge, subnet: options.subnet, uid, host_ports, ipv6: options.ipv6 };
     let served = Network::start(settings).and_then(|network| {
         let network = Arc::new(network);
-        network.serve_dns();
+        let dns = network.serve_dns();
         network.serve_dhcp()?;
+        network.serve_ra(dns);
         watch::start(network.clone())?;
         smol::block_on(serve(&listener, &network, &path))?;
         Ok(network)
@@ -189,7 +196,13 @@ mod tests {
             (options.bridge.as_str(), options.subnet.to_string(), options.teardown),
             ("lab0", "10.7.0.1/16".to_owned(), true)
         );
-        for bad in [&["--subnet", "10.0.0.9/24"][..], &["--bridge", "a/b"], &["--host-port", "22"], &["extra"]] {
+        for bad in [
+            &["--subnet", "10.0.0.9/24"][..],
+            &["--bridge", "a/b"],
+            &["--host-port", "22"],
+            &["--ipv6", "maybe"],
+            &["extra"],
+        ] {
             assert_eq!(
                 format!("{:?}", parse(bad).unwrap_err()),
                 format!("{:?}", ExitCode::from(crate::USAGE)),

@@ -1,7 +1,7 @@
 //! The host's network as puterd keeps it: brings the bridge up, makes and removes TAPs.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::api::{ApiError, Backend};
 use super::bridge::{self, Plan, Settings};
+use super::network6::{self, Way};
 use super::resolvers;
 use super::taps::{Action, Alias, Place};
 use crate::dhcp::server::Server;
@@ -24,6 +25,7 @@ use crate::net::nft::{self, Guest, Policy};
 use crate::net::{Socket, route, sysctl, tap};
 use crate::protocol::address::{Mac, Subnet, tap_name};
 use crate::protocol::daemon::{Lease, Status, Tap, TapRequest};
+use crate::protocol::ipv6::Network6;
 
 /// The host's name servers.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -67,6 +69,8 @@ pub struct Network {
     known: RwLock<Known>,
     /// What DHCP has lent.
     dhcp: Arc<Mutex<Engine>>,
+    /// To the outside, by IPv6.
+    pub(super) way: Way,
     /// What the watch found that it could not mend.
     pub(super) troubles: Mutex<Vec<String>>,
     /// Set, with the socket locked, when all is about to be removed.
@@ -85,9 +89,11 @@ impl Network {
         let addresses = address::list(&mut socket).context("cannot list the addresses")?;
         let routes = route::list(&mut socket).context("cannot list the routes")?;
         let plan = bridge::plan(&settings, &links, &addresses, &routes).map_err(|e| anyhow!(e))?;
+        let plan6 = network6::plan(&mut socket, &settings, &links)?;
         let index = bring_up(&mut socket, &settings, plan, &addresses)?;
-        let place = Place { bridge: index, uid: settings.uid, subnet: settings.subnet };
-        install(&settings, &guests(&place, &links))?;
+        network6::bring_up(&mut socket, &settings.bridge, index, &plan6)?;
+        let place = Place { bridge: index, uid: settings.uid, subnet: settings.subnet, network6: plan6.network };
+        install(&policy(&settings, &place), &guests(&place, &links))?;
         // Last: with forwarding on before its filter, the host would forward for anyone.
         if sysctl::enable_forwarding()? {
             log!("turned IPv4 forwarding on");
@@ -103,11 +109,20 @@ impl Network {
             socket: Mutex::new(socket),
             known: RwLock::default(),
             dhcp: Arc::new(Mutex::new(Engine::new(config))),
+            way: Way::default(),
             troubles: Mutex::default(),
             closing: AtomicBool::new(false),
             started: Instant::now(),
         };
         network.adopt()?;
+        let forward = network.must_forward6(&mut network.lock())?;
+        if forward {
+            network.forward6()?;
+            log!("turned IPv6 forwarding on");
+        }
+        if let Some(network) = plan6.network {
+            log!("guests have IPv6: {network}");
+        }
         Ok(network)
     }
 
@@ -192,8 +207,8 @@ impl Network {
     }
 
     /// Begins to answer DNS on the bridge, and tells guests so by DHCP; where it cannot, they are told of the host's own
-    /// servers.
-    pub fn serve_dns(self: &Arc<Self>) {
+    /// servers. Tells whether it does.
+    pub fn serve_dns(self: &Arc<Self>) -> bool {
         let served =
             dns::server::Server::bind(&self.settings.bridge, self.clone(), RESOLV_CONF.into()).and_then(|server| {
                 let thread = thread::Builder::new().name("dns".into());
@@ -205,8 +220,14 @@ impl Network {
                 thread.spawn(work).context("cannot start the DNS server's thread").map(drop)
             });
         match served {
-            Ok(()) => self.engine().name_server(self.settings.subnet.gateway(), dns::DOMAIN),
-            Err(error) => log!("no DNS for the guests' names: {error:#}; guests are told of the host's own servers"),
+            Ok(()) => {
+                self.engine().name_server(self.settings.subnet.gateway(), dns::DOMAIN);
+                true
+            }
+            Err(error) => {
+                log!("no DNS for the guests' names: {error:#}; guests are told of the host's own servers");
+                false
+            }
         }
     }
 
@@ -260,6 +281,7 @@ impl Network {
     fn make(&self, socket: &mut Socket, request: &TapRequest) -> Result<Tap> {
         let name = tap_name(&request.vm);
         tap::create(&name, self.settings.uid)?;
+        network6::silence(&name);
         let Some(link) = link::find(socket, &name).with_context(|| format!("cannot look for the TAP {name}"))? else {
             bail!("the TAP {name} vanished while it was made");
         };
@@ -305,7 +327,7 @@ impl Network {
                 let mut all = guests(&self.place, &links);
                 all.retain(|other| other.tap != guest.tap);
                 all.push(guest.clone());
-                install(&self.settings, &all)
+                install(&policy(&self.settings, &self.place), &all)
             }
             other => Ok(other?),
         }
@@ -313,22 +335,23 @@ impl Network {
 }
 
 /// The rules that hold for all guests of this bridge.
-pub(super) fn policy(settings: &Settings) -> Policy {
+pub(super) fn policy(settings: &Settings, place: &Place) -> Policy {
     let Settings { bridge, subnet, host_ports, .. } = settings;
-    Policy { bridge: bridge.clone(), subnet: *subnet, host_ports: host_ports.clone() }
+    Policy { bridge: bridge.clone(), subnet: *subnet, network6: place.network6, host_ports: host_ports.clone() }
 }
 
 /// Puts the bridge's nftables tables in place, and who is isolated.
-pub(super) fn install(settings: &Settings, guests: &[Guest]) -> Result<()> {
-    let failed = || format!("cannot install the nftables table {}", nft::table_name(&settings.bridge));
-    nft::install(&policy(settings), guests).with_context(failed)?;
-    nft::separate(&settings.bridge, guests).with_context(failed)
+pub(super) fn install(policy: &Policy, guests: &[Guest]) -> Result<()> {
+    let failed = || format!("cannot install the nftables table {}", nft::table_name(&policy.bridge));
+    nft::install(policy, guests).with_context(failed)?;
+    nft::separate(&policy.bridge, guests).with_context(failed)
 }
 
 /// What the guest of a TAP may call itself.
 fn guest_of(place: &Place, tap: &str, alias: &Alias) -> Option<Guest> {
-    let address = place.subnet.address(alias.id)?;
-    Some(Guest { tap: tap.to_owned(), mac: Mac::of_id(alias.id), address, isolated: alias.isolated })
+    let (address, mac) = (place.subnet.address(alias.id)?, Mac::of_id(alias.id));
+    let address6 = place.network6.map(|network| network.address(mac));
+    Some(Guest { tap: tap.to_owned(), mac, address, address6, isolated: alias.isolated })
 }
 
 /// The guests of all TAPs that carry puterd's mark.
@@ -388,14 +411,26 @@ impl Names for Network {
         self.settings.subnet.address(*known.ids.get(vm)?)
     }
 
-    fn name(&self, address: Ipv4Addr) -> Option<String> {
-        let id = self.settings.subnet.id(address)?;
+    fn address6(&self, vm: &str) -> Option<Ipv6Addr> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        Some(self.place.network6?.address(Mac::of_id(*known.ids.get(vm)?)))
+    }
+
+    fn name(&self, address: IpAddr) -> Option<String> {
+        let id = match address {
+            IpAddr::V4(address) => self.settings.subnet.id(address)?,
+            IpAddr::V6(address) => self.place.network6?.id(address)?,
+        };
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         known.vms.get(&id).map(|alias| alias.vm.clone())
     }
 
     fn subnet(&self) -> Subnet {
         self.settings.subnet
+    }
+
+    fn network6(&self) -> Option<Network6> {
+        self.place.network6
     }
 }
 
@@ -455,6 +490,8 @@ impl Backend for Network {
             uid: self.settings.uid,
             bridge: self.settings.bridge.clone(),
             subnet: self.settings.subnet,
+            ipv6: self.place.network6,
+            ipv6_outside: self.way.is_open(),
             taps: self.list()?.len(),
             uptime: self.started.elapsed().as_secs(),
             host_ports: self.settings.host_ports.clone(),

@@ -8,6 +8,7 @@ use super::api::ApiError;
 use crate::net::link::Link;
 use crate::protocol::address::{Mac, Subnet, TAP_PREFIX, check_vm_name, tap_name};
 use crate::protocol::daemon::{Tap, TapRequest};
+use crate::protocol::ipv6::Network6;
 
 /// What a TAP's alias says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub struct Place {
     /// The user whom puterd serves.
     pub uid: u32,
     pub subnet: Subnet,
+    /// The guests' IPv6 network, where they have one.
+    pub network6: Option<Network6>,
 }
 
 /// What a request for a TAP comes to.
@@ -98,6 +101,7 @@ impl Place {
         Some(Tap {
             mac: Mac::of_id(alias.id),
             ip: self.subnet.address(alias.id)?,
+            ip6: self.network6.map(|network| network.address(Mac::of_id(alias.id))),
             name: link.name.clone(),
             isolated: alias.isolated,
             attached: link.carrier,
@@ -169,7 +173,7 @@ mod tests {
     use super::*;
 
     fn place() -> Place {
-        Place { bridge: 5, uid: 1000, subnet: Subnet::default() }
+        Place { bridge: 5, uid: 1000, subnet: Subnet::default(), network6: Some("fd00::/64".parse().unwrap()) }
     }
 
     fn link(vm: &str, id: u32) -> Link {
@@ -247,5 +251,6 @@ mod tests {
         let taps = place().list(&[link("web", 2), stranger, link("db", 1)]);
         let seen: Vec<_> = taps.iter().map(|t| (t.vm.as_str(), t.id, t.ip.to_string())).collect();
         assert_eq!(seen, [("db", 1, "10.0.0.11".to_owned()), ("web", 2, "10.0.0.12".to_owned())]);
+        assert_eq!(taps[0].ip6, Some("fd00::5054:ff:fe00:b".parse().unwrap()));
     }
 }

@@ -26,6 +26,8 @@ pub enum Part {
     /// TAPs off the bridge, down, or no longer isolated.
     Taps,
     Forwarding,
+    /// The same for IPv6.
+    Forwarding6,
 }
 
 impl fmt::Display for Part {
@@ -36,6 +38,7 @@ impl fmt::Display for Part {
             Part::Bridge => "the bridge's state or address",
             Part::Taps => "TAPs of VMs",
             Part::Forwarding => "IPv4 forwarding",
+            Part::Forwarding6 => "IPv6 forwarding",
         })
     }
 }
@@ -49,9 +52,13 @@ impl Part {
             Part::Bridge => "the bridge was down or without its address: put right",
             Part::Taps => "TAPs were off the bridge, down or no longer isolated: put right",
             Part::Forwarding => "IPv4 forwarding was off: turned on",
+            Part::Forwarding6 => "the host has a way out by IPv6 and did not forward: turned IPv6 forwarding on",
         }
     }
 }
+
+/// All of them, the filter before what it filters.
+const PARTS: [Part; 6] = [Part::Filter, Part::Passage, Part::Bridge, Part::Taps, Part::Forwarding, Part::Forwarding6];
 
 /// The network, as far as the watch looks after it.
 pub trait Kept {
@@ -76,10 +83,11 @@ impl Network {
         match part {
             Part::Filter => {
                 let guests = guests(&self.place, &links(socket)?);
-                Ok(!nft::is_whole(&policy(&self.settings), &guests).context("cannot read nftables")?)
+                Ok(!nft::is_whole(&policy(&self.settings, &self.place), &guests).context("cannot read nftables")?)
             }
             Part::Passage => {
-                let all = nft::firewalls(&self.settings.bridge).context("cannot read nftables")?;
+                let all = nft::firewalls(&self.settings.bridge, self.place.network6.is_some())
+                    .context("cannot read nftables")?;
                 Ok(all.iter().any(|firewall| firewall.is_shared() && !firewall.admits))
             }
             Part::Bridge => {
@@ -87,10 +95,11 @@ impl Network {
                 // One that is gone is not this one's to bring back: DHCP and DNS were on it.
                 let Some(link) = links.iter().find(|link| link.index == self.place.bridge) else { return Ok(false) };
                 let addresses = address::list(socket).context("cannot list the addresses")?;
-                Ok(!link.up || !addresses.contains(&self.address()))
+                Ok(!link.up || !addresses.contains(&self.address()) || self.lacks_ipv6(socket)?)
             }
             Part::Taps => Ok(links(socket)?.iter().any(|link| self.is_astray(link))),
             Part::Forwarding => Ok(!sysctl::forwarding()?),
+            Part::Forwarding6 => self.must_forward6(socket),
         }
     }
 
@@ -112,25 +121,27 @@ impl Network {
                 let links = link::list(socket).context("cannot list the interfaces")?;
                 let guests = guests(&self.place, &links);
                 nft::guard(bridge, &guests).context("cannot filter the TAPs in nftables")?;
-                install(&self.settings, &guests)
+                install(&policy(&self.settings, &self.place), &guests)
             }
             Part::Passage => {
-                let all = nft::firewalls(bridge).context("cannot read nftables")?;
+                let all = nft::firewalls(bridge, self.place.network6.is_some()).context("cannot read nftables")?;
                 let closed = all.iter().filter(|firewall| firewall.is_shared() && !firewall.admits);
                 for firewall in closed {
-                    nft::admit(bridge, firewall)
-                        .with_context(|| format!("cannot add rules to ip {} {}", firewall.table, firewall.chain))?;
+                    nft::admit(bridge, firewall).with_context(|| {
+                        format!("cannot add rules to {} {} {}", firewall.family, firewall.table, firewall.chain)
+                    })?;
                 }
                 Ok(())
             }
             Part::Bridge => {
                 link::set_up(socket, self.place.bridge).with_context(|| format!("cannot set {bridge} up"))?;
                 match address::add(socket, self.address()) {
-                    Err(error) if error.errno == rustix::io::Errno::EXIST => Ok(()),
+                    Err(error) if error.errno == rustix::io::Errno::EXIST => {}
                     other => {
-                        other.with_context(|| format!("cannot give {bridge} the address {}", self.settings.subnet))
+                        other.with_context(|| format!("cannot give {bridge} the address {}", self.settings.subnet))?;
                     }
                 }
+                self.bring_up6(socket)
             }
             Part::Taps => {
                 for link in link::list(socket).context("cannot list the interfaces")? {
@@ -142,12 +153,14 @@ impl Network {
                 Ok(())
             }
             Part::Forwarding => Ok(sysctl::enable_forwarding().map(drop)?),
+            Part::Forwarding6 => self.forward6(),
         }
     }
 
     /// Firewalls of others, as the API shows them.
     pub(super) fn firewalls(&self) -> Result<Vec<Firewall>> {
-        let all = nft::firewalls(&self.settings.bridge).context("cannot read nftables")?;
+        let all =
+            nft::firewalls(&self.settings.bridge, self.place.network6.is_some()).context("cannot read nftables")?;
         let show = |firewall: nft::Firewall| Firewall {
             passes: firewall.admits || firewall.knows_bridge,
             by_puterd: firewall.admits,
@@ -175,6 +188,7 @@ impl Network {
         let addresses = address::list(&mut socket).context("cannot list the addresses")?;
         let routes = route::list(&mut socket).context("cannot list the routes")?;
         problems.extend(bridge::overlap(self.settings.subnet, own, &links, &addresses, &routes));
+        problems.extend(self.overlap6(&mut socket, &links)?);
         Ok(problems)
     }
 }
@@ -186,8 +200,7 @@ impl Kept for Network {
             return Ok(Vec::new());
         }
         let mut wrong = Vec::new();
-        // The filter before what it filters.
-        for part in [Part::Filter, Part::Passage, Part::Bridge, Part::Taps, Part::Forwarding] {
+        for part in PARTS {
             if self.is_wrong(&mut socket, part)? {
                 wrong.push(part);
             }

@@ -6,12 +6,13 @@ mod upstream;
 
 pub use upstream::relayed;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use simple_dns::rdata::{A, OPT, PTR, RData, SOA};
+use simple_dns::rdata::{A, AAAA, OPT, PTR, RData, SOA};
 use simple_dns::{CLASS, Name, OPCODE, Packet, PacketFlag, QCLASS, QTYPE, Question, RCODE, ResourceRecord, TYPE};
 
 use crate::protocol::address::Subnet;
+use crate::protocol::ipv6::Network6;
 
 /// The domain of the VMs.
 pub const DOMAIN: &str = "puter";
@@ -28,10 +29,14 @@ const UDP_SIZE: u16 = 1232;
 pub trait Names {
     /// The address of the VM with this name.
     fn address(&self, vm: &str) -> Option<Ipv4Addr>;
+    /// Its IPv6 address, where VMs have that.
+    fn address6(&self, vm: &str) -> Option<Ipv6Addr>;
     /// The VM with this address.
-    fn name(&self, address: Ipv4Addr) -> Option<String>;
+    fn name(&self, address: IpAddr) -> Option<String>;
     /// The VMs' network.
     fn subnet(&self) -> Subnet;
+    /// Their IPv6 network, where they have one.
+    fn network6(&self) -> Option<Network6>;
 }
 
 /// What a query comes to.
@@ -112,8 +117,16 @@ fn look_up(question: &Question, names: &dyn Names) -> Found {
     let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
     let asks = |kind: TYPE| question.qtype == QTYPE::TYPE(kind) || question.qtype == QTYPE::ANY;
     let machine = |name: &str| {
-        let address = names.address(name).or((name == HOST).then(|| names.subnet().gateway()))?;
-        Some(if asks(TYPE::A) { Found::Record(RData::A(A::from(address))) } else { Found::Nothing })
+        let (four, six) = match names.address(name) {
+            Some(address) => (address, names.address6(name)),
+            None if name == HOST => (names.subnet().gateway(), names.network6().map(Network6::gateway)),
+            None => return None,
+        };
+        Some(match six {
+            _ if asks(TYPE::A) => Found::Record(RData::A(A::from(four))),
+            Some(six) if asks(TYPE::AAAA) => Found::Record(RData::AAAA(AAAA::from(six))),
+            _ => Found::Nothing,
+        })
     };
     match labels.as_slice() {
         [domain] if *domain == DOMAIN && names.address(DOMAIN).is_none() => Found::Nothing,
@@ -130,16 +143,37 @@ fn look_up(question: &Question, names: &dyn Names) -> Found {
             if !names.subnet().contains(address) {
                 return Found::Elsewhere;
             }
-            let name = names.name(address).or((address == names.subnet().gateway()).then(|| HOST.to_string()));
-            let pointer = |name: String| Name::new(&format!("{name}.{DOMAIN}")).ok().map(Name::into_owned);
-            match name.and_then(pointer) {
-                Some(name) if asks(TYPE::PTR) => Found::Record(RData::PTR(PTR(name))),
-                Some(_) => Found::Nothing,
-                None => Found::NoName,
-            }
+            pointer(address.into(), address == names.subnet().gateway(), names, asks(TYPE::PTR))
         }
+        [nibbles @ .., "ip6", "arpa"] => match (names.network6(), reversed(nibbles)) {
+            (Some(network), Some(address)) if network.contains(address) => {
+                pointer(address.into(), address == network.gateway(), names, asks(TYPE::PTR))
+            }
+            _ => Found::Elsewhere,
+        },
         _ => Found::Elsewhere,
     }
+}
+
+/// The name of an address of ours.
+fn pointer(address: IpAddr, is_host: bool, names: &dyn Names, asked: bool) -> Found {
+    let name = names.name(address).or(is_host.then(|| HOST.to_string()));
+    match name.and_then(|name| Name::new(&format!("{name}.{DOMAIN}")).ok().map(Name::into_owned)) {
+        Some(name) if asked => Found::Record(RData::PTR(PTR(name))),
+        Some(_) => Found::Nothing,
+        None => Found::NoName,
+    }
+}
+
+/// The address of 32 labels, the last four bits first (RFC 3596, section 2.5).
+fn reversed(nibbles: &[&str]) -> Option<Ipv6Addr> {
+    let one = |label: &&str| match label.as_bytes() {
+        [digit @ (b'0'..=b'9' | b'a'..=b'f')] => char::from(*digit).to_digit(16),
+        _ => None,
+    };
+    let digits: Vec<u32> = nibbles.iter().rev().map(one).collect::<Option<_>>()?;
+    let number = digits.iter().fold(0_u128, |number, digit| (number << 4) | u128::from(*digit));
+    (digits.len() == 32).then(|| number.into())
 }
 
 /// The name's labels in small letters (RFC 4343); `None` where one is no text.

@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,8 +36,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// The DNS server on one bridge.
 pub struct Server {
-    udp: UdpSocket,
-    tcp: TcpListener,
+    /// One pair for each address of the bridge.
+    sockets: Vec<(UdpSocket, TcpListener)>,
     names: Arc<dyn Names + Send + Sync>,
     resolv_conf: PathBuf,
 }
@@ -50,16 +50,21 @@ struct Shared {
     connections: Turns,
 }
 
+/// The addresses at which the server answers.
+fn own(names: &dyn Names) -> Vec<IpAddr> {
+    let six = names.network6().map(|network| network.gateway().into());
+    [Some(names.subnet().gateway().into()), six].into_iter().flatten().collect()
+}
+
 impl Server {
     /// Opens the sockets on a bridge that exists and has its address; others reach neither.
     ///
     /// # Errors
     /// When a capability is missing, or another server holds the port.
     pub fn bind(interface: &str, names: Arc<dyn Names + Send + Sync>, resolv_conf: PathBuf) -> Result<Server> {
-        let address = SocketAddr::from((names.subnet().gateway(), PORT));
-        let open = |kind: Type, what: &str| -> Result<Socket> {
-            let socket =
-                Socket::new(Domain::IPV4, kind, None).with_context(|| format!("cannot open a {what} socket"))?;
+        let open = |address: SocketAddr, kind: Type, what: &str| -> Result<Socket> {
+            let socket = Socket::new(Domain::for_address(address), kind, None)
+                .with_context(|| format!("cannot open a {what} socket"))?;
             socket.set_reuse_address(kind == Type::STREAM)?;
             socket
                 .bind_device(Some(interface.as_bytes()))
@@ -69,9 +74,14 @@ impl Server {
             })?;
             Ok(socket)
         };
-        let tcp = open(Type::STREAM, "TCP")?;
-        tcp.listen(BACKLOG)?;
-        Ok(Server { udp: open(Type::DGRAM, "UDP")?.into(), tcp: tcp.into(), names, resolv_conf })
+        let pair = |address: IpAddr| -> Result<(UdpSocket, TcpListener)> {
+            let address = SocketAddr::from((address, PORT));
+            let tcp = open(address, Type::STREAM, "TCP")?;
+            tcp.listen(BACKLOG)?;
+            Ok((open(address, Type::DGRAM, "UDP")?.into(), tcp.into()))
+        };
+        let sockets = own(&*names).into_iter().map(pair).collect::<Result<_>>()?;
+        Ok(Server { sockets, names, resolv_conf })
     }
 
     /// Serves until dropped. What fails costs one answer, never the server.
@@ -79,67 +89,82 @@ impl Server {
     /// # Errors
     /// When the sockets cannot be watched.
     pub async fn run(self) -> Result<()> {
-        let udp = Rc::new(Async::new(self.udp).context("cannot watch the UDP socket")?);
-        let tcp = Async::new(self.tcp).context("cannot watch the TCP socket")?;
         let shared = Rc::new(Shared {
-            upstream: Upstream::new(self.resolv_conf, self.names.subnet().gateway()),
+            upstream: Upstream::new(self.resolv_conf, own(&*self.names)),
             names: self.names,
             asked: Turns::new(MAX_ASKED, MAX_ASKED_OF_ONE),
             connections: Turns::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE),
         });
-        let tasks = LocalExecutor::new();
-        let datagrams = async {
-            let mut buffer = vec![0; MAX_QUERY];
-            loop {
-                let Some((length, from)) = patiently(udp.recv_from(&mut buffer).await, "UDP").await else { continue };
-                // A guest that floods us leaves the others their turns.
-                smol::future::yield_now().await;
-                let Some(guest) = shared.guest(from) else { continue };
-                let query = &buffer[..length];
-                match handle(query, &*shared.names) {
-                    Outcome::Ignore => {}
-                    Outcome::Answer(answer) => drop(udp.get_ref().send_to(&answer, from)),
-                    Outcome::Forward => {
-                        let Some(turn) = shared.asked.take(guest) else {
-                            let _ = udp.get_ref().send_to(&refusal(query, RCODE::ServerFailure), from);
-                            continue;
-                        };
-                        let (shared, udp, query) = (shared.clone(), udp.clone(), query.to_vec());
-                        let work = async move {
-                            let answer = shared.upstream.ask(&query).await;
-                            let answer = answer.unwrap_or_else(|_| refusal(&query, RCODE::ServerFailure));
-                            // One that cannot be sent is lost, as on any network; the guest asks again.
-                            let _ = udp.get_ref().send_to(&answer, from);
-                            drop(turn);
-                        };
-                        tasks.spawn(work).detach();
-                    }
-                }
-            }
-        };
-        let connections = async {
-            loop {
-                let Some((stream, from)) = patiently(tcp.accept().await, "TCP").await else { continue };
-                let Some(turn) = shared.guest(from).and_then(|guest| shared.connections.take(guest)) else { continue };
-                let shared = shared.clone();
+        let tasks = Rc::new(LocalExecutor::new());
+        for (udp, tcp) in self.sockets {
+            let udp = Rc::new(Async::new(udp).context("cannot watch the UDP socket")?);
+            let tcp = Async::new(tcp).context("cannot watch the TCP socket")?;
+            tasks.spawn(datagrams(Rc::downgrade(&tasks), shared.clone(), udp)).detach();
+            tasks.spawn(connections(Rc::downgrade(&tasks), shared.clone(), tcp)).detach();
+        }
+        // None of them ends.
+        tasks.run(std::future::pending()).await
+    }
+}
+
+/// Where a task puts what it begins; those who are in it do not keep it.
+type Tasks = Weak<LocalExecutor<'static>>;
+
+async fn datagrams(tasks: Tasks, shared: Rc<Shared>, udp: Rc<Async<UdpSocket>>) {
+    let mut buffer = vec![0; MAX_QUERY];
+    loop {
+        let Some((length, from)) = patiently(udp.recv_from(&mut buffer).await, "UDP").await else { continue };
+        // A guest that floods us leaves the others their turns.
+        smol::future::yield_now().await;
+        let Some(guest) = shared.guest(from) else { continue };
+        let query = &buffer[..length];
+        match handle(query, &*shared.names) {
+            Outcome::Ignore => {}
+            Outcome::Answer(answer) => drop(udp.get_ref().send_to(&answer, from)),
+            Outcome::Forward => {
+                let Some(turn) = shared.asked.take(guest) else {
+                    let _ = udp.get_ref().send_to(&refusal(query, RCODE::ServerFailure), from);
+                    continue;
+                };
+                let (shared, udp, query) = (shared.clone(), udp.clone(), query.to_vec());
                 let work = async move {
-                    let _ = shared.converse(stream).await;
+                    let answer = shared.upstream.ask(&query).await;
+                    let answer = answer.unwrap_or_else(|_| refusal(&query, RCODE::ServerFailure));
+                    // One that cannot be sent is lost, as on any network; the guest asks again.
+                    let _ = udp.get_ref().send_to(&answer, from);
                     drop(turn);
                 };
+                let Some(tasks) = tasks.upgrade() else { return };
                 tasks.spawn(work).detach();
             }
+        }
+    }
+}
+
+async fn connections(tasks: Tasks, shared: Rc<Shared>, tcp: Async<TcpListener>) {
+    loop {
+        let Some((stream, from)) = patiently(tcp.accept().await, "TCP").await else { continue };
+        let Some(turn) = shared.guest(from).and_then(|guest| shared.connections.take(guest)) else { continue };
+        let shared = shared.clone();
+        let work = async move {
+            let _ = shared.converse(stream).await;
+            drop(turn);
         };
-        // Neither ends.
-        tasks.run(smol::future::or(datagrams, connections)).await
+        let Some(tasks) = tasks.upgrade() else { return };
+        tasks.spawn(work).detach();
     }
 }
 
 impl Shared {
-    /// The guest that a message came from: nobody else is answered.
-    fn guest(&self, from: SocketAddr) -> Option<Ipv4Addr> {
+    /// The guest that a message came from, by its IPv4 address whichever it used: nobody else is answered.
+    fn guest(&self, from: SocketAddr) -> Option<IpAddr> {
         match from.ip() {
-            IpAddr::V4(address) if self.names.subnet().contains(address) => Some(address),
-            _ => None,
+            IpAddr::V4(address) => self.names.subnet().contains(address).then_some(address.into()),
+            IpAddr::V6(address) => {
+                let network = self.names.network6().filter(|network| network.contains(address))?;
+                let known = network.id(address).and_then(|id| self.names.subnet().address(id));
+                Some(known.map_or(address.into(), IpAddr::V4))
+            }
         }
     }
 
@@ -177,15 +202,15 @@ async fn patiently<T>(result: io::Result<T>, what: &str) -> Option<T> {
 
 /// How many may be at something at the same time, in all and of one guest.
 struct Turns {
-    taken: Rc<RefCell<HashMap<Ipv4Addr, usize>>>,
+    taken: Rc<RefCell<HashMap<IpAddr, usize>>>,
     most: usize,
     most_of_one: usize,
 }
 
 /// A turn that ends when it is dropped.
 struct Turn {
-    taken: Rc<RefCell<HashMap<Ipv4Addr, usize>>>,
-    guest: Ipv4Addr,
+    taken: Rc<RefCell<HashMap<IpAddr, usize>>>,
+    guest: IpAddr,
 }
 
 impl Turns {
@@ -193,7 +218,7 @@ impl Turns {
         Turns { taken: Rc::default(), most, most_of_one }
     }
 
-    fn take(&self, guest: Ipv4Addr) -> Option<Turn> {
+    fn take(&self, guest: IpAddr) -> Option<Turn> {
         let mut taken = self.taken.borrow_mut();
         let own = taken.get(&guest).copied().unwrap_or(0);
         if own >= self.most_of_one || taken.values().sum::<usize>() >= self.most {
@@ -221,7 +246,7 @@ mod tests {
     #[test]
     fn turns_are_bounded_and_come_back() {
         let turns = Turns::new(3, 2);
-        let guest = |last| Ipv4Addr::new(10, 0, 0, last);
+        let guest = |last| IpAddr::from([10, 0, 0, last]);
         let first = turns.take(guest(1)).unwrap();
         let second = turns.take(guest(1)).unwrap();
         assert!(turns.take(guest(1)).is_none(), "of one");

@@ -13,12 +13,21 @@ impl Names for Two {
         }
     }
 
-    fn name(&self, address: Ipv4Addr) -> Option<String> {
-        (address == Ipv4Addr::new(10, 0, 0, 11)).then(|| "web".to_string())
+    fn address6(&self, vm: &str) -> Option<Ipv6Addr> {
+        (vm == "web").then(|| "fd00::5054:ff:fe00:b".parse().unwrap())
+    }
+
+    fn name(&self, address: IpAddr) -> Option<String> {
+        let web = ["10.0.0.11", "fd00::5054:ff:fe00:b"].map(|text| text.parse::<IpAddr>().unwrap());
+        web.contains(&address).then(|| "web".to_string())
     }
 
     fn subnet(&self) -> Subnet {
         Subnet::default()
+    }
+
+    fn network6(&self) -> Option<Network6> {
+        Some("fd00::/64".parse().unwrap())
     }
 }
 
@@ -27,6 +36,13 @@ fn query(name: &str, kind: TYPE) -> Vec<u8> {
     packet.set_flags(PacketFlag::RECURSION_DESIRED);
     packet.questions.push(Question::new(Name::new(name).unwrap(), kind.into(), CLASS::IN.into(), false));
     packet.build_bytes_vec().unwrap()
+}
+
+/// The name under which an address has its name (RFC 3596, section 2.5).
+fn reverse(address: &str) -> String {
+    let number: u128 = address.parse::<Ipv6Addr>().unwrap().into();
+    let digits = (0..32).map(|at| format!("{:x}.", (number >> (4 * at)) & 15));
+    digits.chain(["ip6.arpa".to_string()]).collect()
 }
 
 /// The code, and the first answer as text.
@@ -41,6 +57,7 @@ fn ask(name: &str, kind: TYPE) -> Option<(RCODE, String)> {
     assert!(reply.has_flags(PacketFlag::RESPONSE | PacketFlag::RECURSION_AVAILABLE | PacketFlag::RECURSION_DESIRED));
     let text = reply.answers.first().map_or(String::new(), |record| match &record.rdata {
         RData::A(a) => Ipv4Addr::from(a.address).to_string(),
+        RData::AAAA(a) => Ipv6Addr::from(a.address).to_string(),
         RData::PTR(name) => name.0.to_string(),
         other => format!("{other:?}"),
     });
@@ -58,7 +75,7 @@ fn machines_have_their_names() {
         ("web", TYPE::A, found("10.0.0.11")),
         ("WEB.Puter", TYPE::A, found("10.0.0.11")),
         ("db.puter", TYPE::A, found("10.0.0.12")),
-        ("web.puter", TYPE::AAAA, found("")),
+        ("web.puter", TYPE::TXT, found("")),
         ("web.puter", TYPE::MX, found("")),
         ("puter", TYPE::A, found("")),
         ("host.puter", TYPE::A, found("10.0.0.1")),
@@ -72,6 +89,14 @@ fn machines_have_their_names() {
         ("1.0.0.10.in-addr.arpa", TYPE::PTR, found("host.puter")),
         ("99.0.0.10.in-addr.arpa", TYPE::PTR, missing.clone()),
         ("11.0.0.10.in-addr.arpa", TYPE::A, found("")),
+        ("web", TYPE::AAAA, found("fd00::5054:ff:fe00:b")),
+        ("WEB.puter", TYPE::AAAA, found("fd00::5054:ff:fe00:b")),
+        ("host.puter", TYPE::AAAA, found("fd00::1")),
+        ("db.puter", TYPE::AAAA, found("")),
+        (&reverse("fd00::5054:ff:fe00:b"), TYPE::PTR, found("web.puter")),
+        (&reverse("fd00::1").to_uppercase(), TYPE::PTR, found("host.puter")),
+        (&reverse("fd00::2"), TYPE::PTR, missing.clone()),
+        (&reverse("fd00::1"), TYPE::AAAA, found("")),
     ] {
         assert_eq!(ask(name, kind), expected, "{name} {kind:?}");
     }
@@ -88,6 +113,11 @@ fn the_rest_is_for_the_hosts_servers() {
         ("1.1.168.192.in-addr.arpa", TYPE::PTR),
         ("x.0.0.10.in-addr.arpa", TYPE::PTR),
         ("10.in-addr.arpa", TYPE::PTR),
+        (&reverse("fd00:0:0:1::1"), TYPE::PTR),
+        (&reverse("fd00::1").replacen("1.0.", "10.", 1), TYPE::PTR),
+        (&reverse("fd00::1").replacen("1.", "", 1), TYPE::PTR),
+        (&reverse("fd00::1").replacen("1.", "g.", 1), TYPE::PTR),
+        ("ip6.arpa", TYPE::PTR),
     ] {
         assert_eq!(ask(name, kind), None, "{name} {kind:?}");
     }

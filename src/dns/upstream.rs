@@ -31,8 +31,8 @@ const FAILURES: [u8; 2] = [2, 5];
 /// The servers of the host's resolv.conf(5), read again when it has changed.
 pub struct Upstream {
     file: PathBuf,
-    /// Our own address: to ask ourselves would go round and round.
-    own: Ipv4Addr,
+    /// Our own addresses: to ask ourselves would go round and round.
+    own: Vec<IpAddr>,
     read: RefCell<(Option<Mark>, Vec<SocketAddr>)>,
 }
 
@@ -40,7 +40,7 @@ pub struct Upstream {
 type Mark = (u64, i64, i64, u64);
 
 impl Upstream {
-    pub fn new(file: PathBuf, own: Ipv4Addr) -> Upstream {
+    pub fn new(file: PathBuf, own: Vec<IpAddr>) -> Upstream {
         Upstream { file, own, read: RefCell::default() }
     }
 
@@ -48,7 +48,7 @@ impl Upstream {
         let mark = fs::metadata(&self.file).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec(), file.size()));
         let mut read = self.read.borrow_mut();
         if mark.is_none() || read.0 != mark {
-            *read = (mark, parse(&fs::read_to_string(&self.file).unwrap_or_default(), self.own));
+            *read = (mark, parse(&fs::read_to_string(&self.file).unwrap_or_default(), &self.own));
         }
         read.1.clone()
     }
@@ -179,7 +179,7 @@ pub async fn within<T>(limit: Duration, work: impl Future<Output = Result<T>>) -
 }
 
 /// The servers of a resolv.conf(5).
-fn parse(text: &str, own: Ipv4Addr) -> Vec<SocketAddr> {
+fn parse(text: &str, own: &[IpAddr]) -> Vec<SocketAddr> {
     let servers = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         (words.next()? == "nameserver").then_some(())?;
@@ -194,7 +194,7 @@ fn parse(text: &str, own: Ipv4Addr) -> Vec<SocketAddr> {
                 std::net::SocketAddrV6::new(address.parse().ok()?, PORT, 0, index).into()
             }
         };
-        Some(address).filter(|address| address.ip() != IpAddr::V4(own))
+        Some(address).filter(|address| !own.contains(&address.ip()))
     });
     servers.take(MOST).collect()
 }
@@ -203,23 +203,23 @@ fn parse(text: &str, own: Ipv4Addr) -> Vec<SocketAddr> {
 mod tests {
     use super::*;
 
-    const OWN: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+    const OWN: [IpAddr; 2] =
+        [IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x53))];
 
     #[test]
     fn the_hosts_servers_are_read_and_we_are_none_of_them() {
-        let text =
-            "# by hand\nsearch lan\nnameserver 10.0.0.1\nnameserver 127.0.0.53\n nameserver fd00::1\nnameserver x\n";
+        let text = "# by hand\nsearch lan\nnameserver 10.0.0.1\nnameserver fd00::53\nnameserver 127.0.0.53\n nameserver fd00::1\nnameserver x\n";
         let text = format!("{text}nameserver fe80::1%lo\nnameserver 192.0.2.1\n");
-        let found: Vec<String> = parse(&text, OWN).iter().map(ToString::to_string).collect();
+        let found: Vec<String> = parse(&text, &OWN).iter().map(ToString::to_string).collect();
         assert_eq!(found, ["127.0.0.53:53", "[fd00::1]:53", "[fe80::1%1]:53"]);
-        assert!(parse("", OWN).is_empty());
+        assert!(parse("", &OWN).is_empty());
     }
 
     #[test]
     fn a_change_of_the_file_is_seen() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("resolv.conf");
-        let upstream = Upstream::new(file.clone(), OWN);
+        let upstream = Upstream::new(file.clone(), OWN.into());
         assert!(upstream.servers().is_empty());
         for address in ["192.0.2.1", "192.0.2.2"] {
             let new = dir.path().join("new");

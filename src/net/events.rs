@@ -7,9 +7,10 @@ use rustix::io::Errno;
 
 use super::Error;
 
-/// Interfaces, IPv4 addresses and settings such as forwarding (RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR,
-/// RTNLGRP_IPV4_NETCONF).
-const NETWORK: [u32; 3] = [1, 5, 24];
+/// Interfaces, addresses, settings such as forwarding, and IPv6 routes, by which the host's way to the outside comes and
+/// goes (RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE,
+/// RTNLGRP_IPV6_NETCONF).
+const NETWORK: [u32; 6] = [1, 5, 24, 9, 11, 25];
 /// nftables (NFNLGRP_NFTABLES).
 const NFTABLES: [u32; 1] = [7];
 
@@ -17,7 +18,7 @@ const NFTABLES: [u32; 1] = [7];
 pub struct Events(NlSocket);
 
 impl Events {
-    /// Changes to interfaces, addresses and forwarding.
+    /// Changes to interfaces, addresses, forwarding and IPv6 routes.
     ///
     /// # Errors
     /// The kernel's.

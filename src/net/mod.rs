@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod events;
+pub mod family;
 pub mod link;
 pub mod message;
 pub mod nft;

@@ -4,6 +4,7 @@
 mod dump;
 mod foreign;
 mod guard;
+mod guard6;
 mod host;
 mod isolation;
 mod rule;
@@ -15,7 +16,7 @@ pub use host::{Policy, install};
 pub use isolation::{isolate, separate};
 pub use verify::is_whole;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::message::{Attributes, Message, flags};
 use super::{Error, Socket};
@@ -43,6 +44,8 @@ const DELETE_ELEMENT: u16 = (SUBSYSTEM << 8) | 14;
 const INET: u8 = 1;
 /// IPv4 alone, where iptables keeps its tables (NFPROTO_IPV4).
 const IPV4: u8 = 2;
+/// IPv6 alone (NFPROTO_IPV6).
+const IPV6: u8 = 10;
 /// What arrives on one interface, before all else (NFPROTO_NETDEV).
 const NETDEV: u8 = 5;
 /// What a bridge passes from port to port (NFPROTO_BRIDGE).
@@ -77,6 +80,8 @@ const NFTA_SET_ELEM_KEY: u16 = 1;
 const PRIORITY_FILTER: i32 = 0;
 /// The set of what is isolated: addresses in the bridge's table, interfaces in the one that keeps TAPs apart.
 const ISOLATED: &str = "isolated";
+/// The set of isolated guests' IPv6 addresses.
+const ISOLATED6: &str = "isolated6";
 /// How many elements of a set are in one message: a list of them has at most 64 KiB.
 const ELEMENTS_AT_ONCE: usize = 512;
 
@@ -87,6 +92,8 @@ pub struct Guest {
     pub tap: String,
     pub mac: Mac,
     pub address: Ipv4Addr,
+    /// Its IPv6 address besides the one of its link alone, where guests have IPv6.
+    pub address6: Option<Ipv6Addr>,
     /// Whether it is kept from all other guests.
     pub isolated: bool,
 }
@@ -148,14 +155,14 @@ fn chain(family: u8, table: &str, name: &str, kind: &str, hook: Hook<'_>) -> Mes
     Message::new(NEW_CHAIN, flags::CREATE, &header(family, 0), attributes)
 }
 
-/// A set of keys of this type (as nft(8) numbers them) and length.
-fn set(family: u8, table: &str, name: &str, kind: u32, length: u32) -> Message {
+/// A set of keys of this type (as nft(8) numbers them) and length, with a number of its own in its batch.
+fn set(family: u8, table: &str, (name, number): (&str, u32), kind: u32, length: u32) -> Message {
     let attributes = Attributes::new()
         .string(NFTA_SET_TABLE, table)
         .string(NFTA_SET_NAME, name)
         .be32(NFTA_SET_KEY_TYPE, kind)
         .be32(NFTA_SET_KEY_LEN, length)
-        .be32(NFTA_SET_ID, 1);
+        .be32(NFTA_SET_ID, number);
     Message::new(NEW_SET, flags::CREATE, &header(family, 0), attributes)
 }
 
@@ -186,14 +193,22 @@ fn commit(messages: Vec<Message>) -> Result<(), Error> {
     Socket::netfilter()?.batch(&framed(messages), true)
 }
 
-/// Installs a table with a set: the first keys in the same batch, so that there is no moment without them, the rest of
+/// Installs a table with sets: the first keys in the same batch, so that there is no moment without them, the rest of
 /// very many after it.
-fn commit_with_keys(family: u8, name: &str, mut messages: Vec<Message>, keys: &[Vec<u8>]) -> Result<(), Error> {
-    let add = |some: &[Vec<u8>]| elements(family, NEW_ELEMENT, name, ISOLATED, some);
-    let mut chunks = keys.chunks(ELEMENTS_AT_ONCE);
-    messages.extend(chunks.next().map(add));
+fn commit_with_keys(
+    family: u8,
+    name: &str,
+    mut messages: Vec<Message>,
+    sets: &[(&str, Vec<Vec<u8>>)],
+) -> Result<(), Error> {
+    let mut rest = Vec::new();
+    for (set, keys) in sets {
+        let mut chunks = keys.chunks(ELEMENTS_AT_ONCE).map(|some| elements(family, NEW_ELEMENT, name, set, some));
+        messages.extend(chunks.next());
+        rest.extend(chunks);
+    }
     commit(messages)?;
-    chunks.try_for_each(|some| commit(vec![add(some)]))
+    rest.into_iter().try_for_each(|message| commit(vec![message]))
 }
 
 /// Removes the tables for this bridge and its TAPs, if there are any.
@@ -218,7 +233,9 @@ mod tests {
 
     #[test]
     fn the_batch_is_framed_and_deletes_before_it_makes() {
-        let policy = Policy { bridge: "puter0".to_owned(), subnet: Subnet::default(), host_ports: Vec::new() };
+        let network6 = Some("fd00::/64".parse().unwrap());
+        let policy =
+            Policy { bridge: "puter0".to_owned(), subnet: Subnet::default(), network6, host_ports: Vec::new() };
         let batch = framed(host::messages(&policy));
         let kinds: Vec<u16> = batch.iter().map(|m| m.kind).collect();
         assert_eq!(kinds[..4], [NFNL_MSG_BATCH_BEGIN, NEW_TABLE, DELETE_TABLE, NEW_TABLE]);

@@ -1,10 +1,11 @@
 //! puterd's HTTP API, version 1: JSON bodies on a Unix socket.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
 use super::address::{Mac, Subnet};
+use super::ipv6::Network6;
 use super::ports::HostPort;
 
 /// Answer to `GET /v1/status`.
@@ -19,6 +20,12 @@ pub struct Status {
     pub bridge: String,
     /// The bridge's address and prefix.
     pub subnet: Subnet,
+    /// The bridge's IPv6 address and prefix, where guests have IPv6.
+    #[serde(default)]
+    pub ipv6: Option<Network6>,
+    /// Whether guests reach the outside by IPv6: the host does.
+    #[serde(default)]
+    pub ipv6_outside: bool,
     /// How many TAPs there are.
     pub taps: usize,
     /// Seconds since puterd started.
@@ -72,6 +79,9 @@ pub struct Tap {
     pub name: String,
     pub mac: Mac,
     pub ip: Ipv4Addr,
+    /// The IPv6 address that the guest gives itself, where guests have IPv6.
+    #[serde(default)]
+    pub ip6: Option<Ipv6Addr>,
     pub isolated: bool,
     /// Whether a hypervisor holds the TAP open.
     pub attached: bool,

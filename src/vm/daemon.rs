@@ -15,6 +15,7 @@ use super::service::Service;
 use super::{Hint, files};
 use crate::protocol::address::Subnet;
 use crate::protocol::daemon::{ErrorBody, Lease, Status, Tap, TapRequest};
+use crate::protocol::ipv6::Ipv6;
 use crate::protocol::ports::HostPort;
 use crate::protocol::unix_http;
 
@@ -128,6 +129,7 @@ const DAEMON_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Clone, Copy, Debug)]
 pub struct Network<'a> {
     pub subnet: Subnet,
+    pub ipv6: Ipv6,
     pub host_ports: &'a [HostPort],
 }
 
@@ -135,6 +137,9 @@ impl Network<'_> {
     /// The settings' part of puterd's command line; plain words, each of them.
     pub fn arguments(&self) -> Vec<String> {
         let mut words = vec!["--subnet".to_string(), self.subnet.to_string()];
+        if self.ipv6 != Ipv6::Auto {
+            words.extend(["--ipv6".to_string(), self.ipv6.to_string()]);
+        }
         words.extend(self.host_ports.iter().flat_map(|port| ["--host-port".to_string(), port.to_string()]));
         words
     }

@@ -233,7 +233,7 @@ mod tests {
     use crate::protocol::ports::HostPort;
 
     fn network(host_ports: &[HostPort]) -> Network<'_> {
-        Network { subnet: Subnet::default(), host_ports }
+        Network { subnet: Subnet::default(), ipv6: crate::protocol::ipv6::Ipv6::Auto, host_ports }
     }
 
     #[test]

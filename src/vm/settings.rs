@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::Hint;
 use crate::hypervisor::Setting as HypervisorSetting;
 use crate::protocol::address::Subnet;
+use crate::protocol::ipv6::Ipv6;
 use crate::protocol::ports::{HostPort, parse_list};
 
 /// Where a value came from.
@@ -44,6 +45,8 @@ pub struct Settings {
     pub disk: u64,
     pub hypervisor: HypervisorSetting,
     pub subnet: Subnet,
+    /// Whether VMs have IPv6, and in which network; puterd takes it on when it starts.
+    pub ipv6: Ipv6,
     /// Whether new VMs are kept from all others.
     pub isolate: bool,
     /// Ports of the host that VMs may reach besides DHCP and DNS; puterd takes them on when it starts.
@@ -70,6 +73,7 @@ struct File {
     disk: Option<String>,
     hypervisor: Option<String>,
     subnet: Option<String>,
+    ipv6: Option<String>,
     isolate: Option<bool>,
     host_ports: Option<Vec<String>>,
     start_timeout: Option<u64>,
@@ -142,6 +146,8 @@ impl Settings {
         };
         let (subnet, place) = pick("subnet", file.subnet, "10.0.0.1/24");
         let subnet = subnet.parse().map_err(|why| anyhow::anyhow!("{place}: {why}"))?;
+        let (ipv6, place) = pick("ipv6", file.ipv6, "auto");
+        let ipv6 = ipv6.parse().map_err(|why| anyhow::anyhow!("{place}: {why}"))?;
         let isolate = truth(pick("isolate", file.isolate.map(|yes| yes.to_string()), "false"))?;
         let (ports, place) = pick("host_ports", file.host_ports.map(|list| list.join(",")), "");
         let host_ports = parse_list(&ports).map_err(|why| anyhow::anyhow!("{place}: {why}"))?;
@@ -159,6 +165,7 @@ impl Settings {
             disk,
             hypervisor,
             subnet,
+            ipv6,
             isolate,
             host_ports,
             start_timeout: Duration::from_secs(start_timeout),
@@ -250,6 +257,7 @@ mod tests {
             ("cpus = 0", vec![], "the setting 'cpus' is '0'"),
             ("", vec![("PUTER_MEMORY", "lots")], "the environment's PUTER_MEMORY: 'lots' is not a size"),
             ("subnet = \"10.0.0.9/24\"", vec![], "the setting 'subnet'"),
+            ("ipv6 = \"fe80::/64\"", vec![], "the setting 'ipv6': 'fe80::/64' is"),
             ("cpu = 1", vec![], "config.toml cannot be used"),
             ("", vec![("PUTER_ISOLATE", "maybe")], "PUTER_ISOLATE is 'maybe'"),
             ("host_ports = [\"tcp/22\", \"ssh\"]", vec![], "the setting 'host_ports': 'ssh' is no port"),

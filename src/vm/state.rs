@@ -1,7 +1,7 @@
 //! A VM's state file: `state/<vm>.json`, written whole or not at all.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -62,6 +62,9 @@ pub struct Vm {
     pub process: Option<ProcessId>,
     pub mac: Mac,
     pub ip: Ipv4Addr,
+    /// The address that it gives itself where VMs have IPv6, as of its last start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip6: Option<Ipv6Addr>,
     pub tap: String,
     pub cid: u32,
     pub image: ImageId,
@@ -440,6 +443,7 @@ pub(crate) mod tests {
             process: None,
             mac: Mac::of_id(id),
             ip: Subnet::default().address(id).unwrap(),
+            ip6: None,
             tap: crate::protocol::address::tap_name(name),
             cid: id + 3,
             image: ImageId { reference: "r".into(), digest: "sha256:0".into() },

@@ -131,8 +131,13 @@ fn a_refused_batch_is_an_error_and_changes_nothing() {
     let _daemon = lab.start(&[]);
     let made: Tap = lab.json("POST", "/v1/taps", r#"{"vm":"web","id":1}"#);
     let before = lab.host("nft list ruleset");
-    let guest =
-        |tap: &str| Guest { tap: tap.to_owned(), mac: made.mac, address: Ipv4Addr::new(10, 0, 0, 99), isolated: false };
+    let guest = |tap: &str| Guest {
+        tap: tap.to_owned(),
+        mac: made.mac,
+        address: Ipv4Addr::new(10, 0, 0, 99),
+        address6: None,
+        isolated: false,
+    };
     // The first one's name is too long for an interface; all that follows is well.
     let guests = [guest("pt-too-long-for-the-kernel"), guest("pt-web")];
     let error = frames::inside(lab.host_holder(), || nft::guard("puter0", &guests)).unwrap_err();

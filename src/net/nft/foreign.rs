@@ -9,7 +9,7 @@
 use super::dump::{self, Ruled};
 use super::rule::{self, DROP, Meta, Rule};
 use super::{
-    Attributes, DELETE_RULE, Error, INET, IPV4, Message, NEW_RULE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS,
+    Attributes, DELETE_RULE, Error, INET, IPV4, IPV6, Message, NEW_RULE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS,
     NFTA_RULE_HANDLE, NFTA_RULE_TABLE, NFTA_RULE_USERDATA, Socket, commit, flags, header, table_name,
 };
 use crate::net::message::{attributes, text};
@@ -32,7 +32,7 @@ pub enum Place {
 /// A chain of somebody else that drops what it does not know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Firewall {
-    /// As nft(8) writes it: `ip` or `inet`.
+    /// As nft(8) writes it: `ip`, `ip6` or `inet`.
     pub family: &'static str,
     pub table: String,
     pub chain: String,
@@ -52,7 +52,7 @@ impl Firewall {
             Place::Input => "INPUT",
             Place::Forward => "FORWARD",
         };
-        self.family == "ip" && self.table == IPTABLES && self.chain == chain
+        matches!(self.family, "ip" | "ip6") && self.table == IPTABLES && self.chain == chain
     }
 
     /// Whether it drops by its policy, and not by its last rule.
@@ -100,16 +100,20 @@ fn needed(place: Place) -> usize {
     }
 }
 
-/// All chains of others that drop what they do not know, on the way to the host or through it.
+/// All chains of others that drop what they do not know, on the way to the host or through it; with those for IPv6 alone
+/// where guests have that.
 ///
 /// # Errors
 /// The kernel's.
-pub fn firewalls(bridge: &str) -> Result<Vec<Firewall>, Error> {
+pub fn firewalls(bridge: &str, ipv6: bool) -> Result<Vec<Firewall>, Error> {
     let mut socket = Socket::netfilter()?;
     let mut found = Vec::new();
     let named = format!("{bridge}\0").into_bytes();
     let (mark, own) = (mark(bridge), table_name("puter0"));
-    for (family, word) in [(IPV4, "ip"), (INET, "inet")] {
+    for (family, word) in [(IPV4, "ip"), (INET, "inet"), (IPV6, "ip6")] {
+        if family == IPV6 && !ipv6 {
+            continue;
+        }
         for chain in dump::chains(&mut socket, family)? {
             let place = match chain.hook {
                 LOCAL_IN => Place::Input,
@@ -152,7 +156,8 @@ fn accept(bridge: &str, key: Meta) -> Rule {
 /// # Errors
 /// The kernel's.
 pub fn admit(bridge: &str, firewall: &Firewall) -> Result<(), Error> {
-    let mut messages = marked(bridge, Some(&firewall.chain))?;
+    let family = if firewall.family == "ip6" { IPV6 } else { IPV4 };
+    let mut messages = marked(bridge, family, Some(&firewall.chain))?;
     let keys = match firewall.place {
         Place::Input => &[Meta::InputName][..],
         Place::Forward => &[Meta::InputName, Meta::OutputName],
@@ -169,22 +174,22 @@ pub fn admit(bridge: &str, firewall: &Firewall) -> Result<(), Error> {
             (Place::Forward, Some(last)) => (0, attributes.bytes(NFTA_RULE_POSITION, &last.to_be_bytes())),
             (Place::Forward, None) => (flags::APPEND, attributes),
         };
-        messages.push(Message::new(NEW_RULE, flags::CREATE | append, &header(IPV4, 0), attributes));
+        messages.push(Message::new(NEW_RULE, flags::CREATE | append, &header(family, 0), attributes));
     }
     commit(messages)
 }
 
-/// The messages that remove puter's rules from iptables' table: from one chain, or from all.
-fn marked(bridge: &str, chain: Option<&str>) -> Result<Vec<Message>, Error> {
+/// The messages that remove puter's rules from iptables' table of a family: from one chain, or from all.
+fn marked(bridge: &str, family: u8, chain: Option<&str>) -> Result<Vec<Message>, Error> {
     let mark = mark(bridge);
-    let rules = dump::rules(&mut Socket::netfilter()?, IPV4, IPTABLES)?;
+    let rules = dump::rules(&mut Socket::netfilter()?, family, IPTABLES)?;
     let ours = rules.iter().filter(|rule| rule.userdata == mark && chain.is_none_or(|chain| rule.chain == chain));
     let remove = |rule: &Ruled| {
         let attributes = Attributes::new()
             .string(NFTA_RULE_TABLE, IPTABLES)
             .string(NFTA_RULE_CHAIN, &rule.chain)
             .bytes(NFTA_RULE_HANDLE, &rule.handle.to_be_bytes());
-        Message::new(DELETE_RULE, 0, &header(IPV4, 0), attributes)
+        Message::new(DELETE_RULE, 0, &header(family, 0), attributes)
     };
     Ok(ours.map(remove).collect())
 }
@@ -194,6 +199,11 @@ fn marked(bridge: &str, chain: Option<&str>) -> Result<Vec<Message>, Error> {
 /// # Errors
 /// The kernel's.
 pub fn dismiss(bridge: &str) -> Result<(), Error> {
-    let messages = marked(bridge, None)?;
-    if messages.is_empty() { Ok(()) } else { commit(messages) }
+    for family in [IPV4, IPV6] {
+        let messages = marked(bridge, family, None)?;
+        if !messages.is_empty() {
+            commit(messages)?;
+        }
+    }
+    Ok(())
 }

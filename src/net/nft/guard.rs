@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use rustix::io::Errno;
 
+use super::guard6;
 use super::rule::{IPPROTO_UDP, Meta, Rule};
 use super::{
     Attributes, DELETE_CHAIN, Error, Guest, Hook, Message, NETDEV, NEW_CHAIN, NEW_TABLE, NFTA_CHAIN_NAME,
@@ -14,10 +15,11 @@ use crate::protocol::address::Mac;
 const INGRESS: u32 = 0;
 const ARP: u16 = 0x0806;
 const IPV4: u16 = 0x0800;
+pub(super) const IPV6: u16 = 0x86dd;
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
 /// How many TAPs share a batch: each commit waits for the kernel some 15 ms, and a batch must fit a socket's buffer.
-const GUESTS_AT_ONCE: usize = 16;
+const GUESTS_AT_ONCE: usize = 4;
 
 /// Frames with its own MAC (IEEE 802.3) and no other's, and without a tag (IEEE 802.1Q).
 fn ethernet_rules(mac: Mac) -> Vec<Rule> {
@@ -58,13 +60,15 @@ fn ipv4_rules(mac: Mac, address: Ipv4Addr) -> Vec<Rule> {
     ]
 }
 
-/// What a guest may send: frames with its own MAC that are ARP or IPv4 with its own address, or a request to a DHCP
-/// server. Anything else goes nowhere: tagged frames, bridges' and switches' protocols, and IPv6, of which puter gives
-/// it none.
+/// What a guest may send: frames with its own MAC that are ARP, IPv4 or, where it has that, IPv6 with its own address,
+/// or a request to a DHCP server. Anything else goes nowhere: tagged frames, bridges' and switches' protocols.
 pub(super) fn rules(guest: &Guest) -> Vec<Rule> {
     let mut rules = ethernet_rules(guest.mac);
     rules.extend(arp_rules(guest.mac, guest.address));
     rules.extend(ipv4_rules(guest.mac, guest.address));
+    if let Some(address) = guest.address6 {
+        rules.extend(guard6::rules(guest.mac, address));
+    }
     rules.push(Rule::new().drop());
     rules
 }
@@ -137,6 +141,7 @@ mod tests {
             tap: "pt-123456789abc".to_owned(),
             mac: Mac([0xff; 6]),
             address: Ipv4Addr::new(10, 255, 255, 254),
+            address6: Some(std::net::Ipv6Addr::LOCALHOST),
             isolated: true,
         };
         let mut bytes = Vec::new();

@@ -2,10 +2,11 @@
 
 use super::rule::{IPPROTO_ICMP, Meta, NFPROTO_IPV4, Rule};
 use super::{
-    Attributes, Error, Guest, Hook, INET, ISOLATED, Message, PRIORITY_FILTER, chain, commit_with_keys, fresh_table,
-    rule, set, table_name,
+    Attributes, Error, Guest, Hook, INET, ISOLATED, ISOLATED6, Message, PRIORITY_FILTER, chain, commit_with_keys,
+    fresh_table, rule, set, table_name,
 };
 use crate::protocol::address::Subnet;
+use crate::protocol::ipv6::Network6;
 use crate::protocol::ports::{HostPort, Protocol};
 
 const LOCAL_IN: u32 = 1;
@@ -17,6 +18,14 @@ const TYPE_ADDRESS: u32 = 7;
 /// Where an IPv4 header has its addresses (RFC 791).
 const SOURCE: u32 = 12;
 const DESTINATION: u32 = 16;
+/// nft(8)'s number for the type `ipv6_addr`, and where an IPv6 header has its addresses (RFC 8200).
+const TYPE_ADDRESS6: u32 = 8;
+const SOURCE6: u32 = 8;
+const DESTINATION6: u32 = 24;
+/// ICMPv6's echo request (RFC 4443).
+const ECHO6: u8 = 128;
+/// A router's and a neighbour's solicitation, and a neighbour's advertisement (RFC 4861); no router's of a guest.
+const DISCOVERY: [u8; 3] = [133, 135, 136];
 
 /// What holds for all guests of a bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,22 +33,30 @@ pub struct Policy {
     /// The bridge's interface name.
     pub bridge: String,
     pub subnet: Subnet,
+    /// Their IPv6 network, where they have one.
+    pub network6: Option<Network6>,
     /// Ports of the host, besides DHCP and DNS, that guests may reach.
     pub host_ports: Vec<HostPort>,
 }
 
-/// What guests may send to the host: DHCP, DNS, ICMP echo, what the user allows, and answers to what the host began;
-/// nothing by IPv6.
+/// What guests may send to the host: DHCP, DNS, ICMP echo, what the user allows, and answers to what the host began; by
+/// IPv6, where they have it, the same and neighbour discovery.
 fn input(policy: &Policy) -> Vec<Rule> {
     let own = [(Protocol::Udp, 67), (Protocol::Udp, 53), (Protocol::Tcp, 53)];
     let ports = own.into_iter().map(|(protocol, port)| HostPort { protocol, port });
     let ports = ports.chain(policy.host_ports.iter().copied());
     let echo = Rule::new().meta(Meta::Protocol, false, &[IPPROTO_ICMP]).payload(2, 0, 1).compare(false, &[8]);
-    let mut rules = vec![
-        Rule::new().interface(Meta::InputName, true, &policy.bridge).accept(),
-        Rule::new().established().accept(),
-        Rule::new().meta(Meta::Family, true, &[NFPROTO_IPV4]).drop(),
-    ];
+    let mut rules =
+        vec![Rule::new().interface(Meta::InputName, true, &policy.bridge).accept(), Rule::new().established().accept()];
+    match policy.network6 {
+        None => rules.push(Rule::new().meta(Meta::Family, true, &[NFPROTO_IPV4]).drop()),
+        Some(_) => {
+            // From the same link: no router has counted the hops down, 7 bytes into the header.
+            let on_link = |kind| Rule::new().icmp6(kind).payload(1, 7, 1).compare(false, &[255]);
+            rules.extend(DISCOVERY.map(|kind| on_link(kind).accept()));
+            rules.push(Rule::new().icmp6(ECHO6).accept());
+        }
+    }
     rules.extend(ports.map(|port| Rule::new().host_port(port).accept()));
     rules.extend([echo.accept(), Rule::new().drop()]);
     rules
@@ -50,22 +67,33 @@ fn input(policy: &Policy) -> Vec<Rule> {
 fn forward(policy: &Policy) -> Vec<Rule> {
     let bridge = policy.bridge.as_str();
     let between = || Rule::new().input(bridge).output(bridge);
-    vec![
-        between().address_in(SOURCE, ISOLATED).drop(),
-        between().address_in(DESTINATION, ISOLATED).drop(),
-        between().accept(),
-        // Out with a guest's own source alone, and back in only to what a guest began.
-        Rule::new().input(bridge).source(policy.subnet).accept(),
+    let mut rules =
+        vec![between().address_in(SOURCE, ISOLATED).drop(), between().address_in(DESTINATION, ISOLATED).drop()];
+    if policy.network6.is_some() {
+        rules.push(between().address6_in(SOURCE6, ISOLATED6).drop());
+        rules.push(between().address6_in(DESTINATION6, ISOLATED6).drop());
+    }
+    // Out with a guest's own source alone, and back in only to what a guest began.
+    rules.extend([between().accept(), Rule::new().input(bridge).source(policy.subnet).accept()]);
+    rules.extend(policy.network6.map(|network| Rule::new().input(bridge).source6(network).accept()));
+    rules.extend([
         Rule::new().input(bridge).drop(),
         Rule::new().output(bridge).established().accept(),
         Rule::new().output(bridge).drop(),
-    ]
+    ]);
+    rules
 }
 
 /// Guests speak to the outside with the host's address, whichever way it goes.
 fn postrouting(policy: &Policy) -> Vec<Rule> {
-    let outside = Rule::new().source(policy.subnet).interface(Meta::OutputName, true, &policy.bridge);
-    vec![outside.expression("masq", Attributes::new())]
+    let outside =
+        |source: Rule| source.interface(Meta::OutputName, true, &policy.bridge).expression("masq", Attributes::new());
+    let four = Rule::new().source(policy.subnet);
+    [Some(four), policy.network6.map(|network| Rule::new().source6(network))]
+        .into_iter()
+        .flatten()
+        .map(outside)
+        .collect()
 }
 
 /// The rules of each chain, in order.
@@ -82,8 +110,9 @@ pub(super) fn messages(policy: &Policy) -> Vec<Message> {
     let name = table_name(&policy.bridge);
     let hook = |number, priority| Hook { number, priority, device: None };
     let mut messages = fresh_table(INET, &name);
+    messages.push(set(INET, &name, (ISOLATED, 1), TYPE_ADDRESS, 4));
+    messages.extend(policy.network6.map(|_| set(INET, &name, (ISOLATED6, 2), TYPE_ADDRESS6, 16)));
     messages.extend([
-        set(INET, &name, ISOLATED, TYPE_ADDRESS, 4),
         chain(INET, &name, "input", "filter", hook(LOCAL_IN, PRIORITY_FILTER)),
         chain(INET, &name, "forward", "filter", hook(FORWARD, PRIORITY_FILTER)),
         chain(INET, &name, "postrouting", "nat", hook(POSTROUTING, PRIORITY_SOURCE_NAT)),
@@ -97,10 +126,17 @@ pub(super) fn keys(guests: &[Guest]) -> Vec<Vec<u8>> {
     guests.iter().filter(|guest| guest.isolated).map(|guest| guest.address.octets().to_vec()).collect()
 }
 
+/// The same for IPv6.
+pub(super) fn keys6(guests: &[Guest]) -> Vec<Vec<u8>> {
+    let addresses = guests.iter().filter(|guest| guest.isolated).filter_map(|guest| guest.address6);
+    addresses.map(|address| address.octets().to_vec()).collect()
+}
+
 /// Puts the table for this bridge in the place of any former one, with no moment in between.
 ///
 /// # Errors
 /// The kernel's; `OPNOTSUPP` or `NOENT` where it lacks a part of nf_tables.
 pub fn install(policy: &Policy, guests: &[Guest]) -> Result<(), Error> {
-    commit_with_keys(INET, &table_name(&policy.bridge), messages(policy), &keys(guests))
+    let keys = [(ISOLATED, keys(guests)), (ISOLATED6, keys6(guests))];
+    commit_with_keys(INET, &table_name(&policy.bridge), messages(policy), &keys)
 }

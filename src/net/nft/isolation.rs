@@ -5,8 +5,8 @@ use rustix::io::Errno;
 
 use super::rule::{Meta, Rule};
 use super::{
-    BRIDGE, DELETE_ELEMENT, Error, Guest, Hook, INET, ISOLATED, Message, NEW_ELEMENT, chain, commit, commit_with_keys,
-    elements, fresh_table, host, rule, set, table_name,
+    BRIDGE, DELETE_ELEMENT, Error, Guest, Hook, INET, ISOLATED, ISOLATED6, Message, NEW_ELEMENT, chain, commit,
+    commit_with_keys, elements, fresh_table, host, rule, set, table_name,
 };
 
 const FORWARD: u32 = 2;
@@ -24,7 +24,8 @@ pub(super) fn rules() -> Vec<(&'static str, Rule)> {
 fn messages(name: &str) -> Vec<Message> {
     let mut messages = fresh_table(BRIDGE, name);
     let hook = Hook { number: FORWARD, priority: PRIORITY_BRIDGED, device: None };
-    messages.extend([set(BRIDGE, name, ISOLATED, TYPE_INTERFACE, 16), chain(BRIDGE, name, "forward", "filter", hook)]);
+    messages
+        .extend([set(BRIDGE, name, (ISOLATED, 1), TYPE_INTERFACE, 16), chain(BRIDGE, name, "forward", "filter", hook)]);
     messages.extend(rules().into_iter().map(|(chain, body)| rule(BRIDGE, name, chain, body)));
     messages
 }
@@ -52,9 +53,9 @@ pub(super) fn is_absent(error: &Error) -> bool {
 /// # Errors
 /// The kernel's.
 pub fn separate(bridge: &str, guests: &[Guest]) -> Result<(), Error> {
-    let (name, keys) = (table_name(bridge), keys(guests));
+    let (name, keys) = (table_name(bridge), [(ISOLATED, keys(guests))]);
     match commit_with_keys(BRIDGE, &name, messages(&name), &keys) {
-        Err(error) if keys.is_empty() && is_absent(&error) => Ok(()),
+        Err(error) if keys[0].1.is_empty() && is_absent(&error) => Ok(()),
         other => other,
     }
 }
@@ -65,23 +66,26 @@ pub fn separate(bridge: &str, guests: &[Guest]) -> Result<(), Error> {
 /// The kernel's; `NOENT` where there are no tables.
 pub fn isolate(bridge: &str, guest: &Guest) -> Result<(), Error> {
     let name = table_name(bridge);
-    let change = |family: u8, key: Vec<u8>| {
+    let change = |family: u8, set: &str, key: Vec<u8>| {
         let keys = [key];
         // Taking away what is not there fails, so it is added first.
-        let mut messages = vec![elements(family, NEW_ELEMENT, &name, ISOLATED, &keys)];
+        let mut messages = vec![elements(family, NEW_ELEMENT, &name, set, &keys)];
         if !guest.isolated {
-            messages.push(elements(family, DELETE_ELEMENT, &name, ISOLATED, &keys));
+            messages.push(elements(family, DELETE_ELEMENT, &name, set, &keys));
         }
         commit(messages)
     };
-    change(INET, guest.address.octets().to_vec())?;
-    match change(BRIDGE, key(&guest.tap)) {
+    change(INET, ISOLATED, guest.address.octets().to_vec())?;
+    if let Some(address) = guest.address6 {
+        change(INET, ISOLATED6, address.octets().to_vec())?;
+    }
+    match change(BRIDGE, ISOLATED, key(&guest.tap)) {
         Err(error) if !guest.isolated && is_absent(&error) => Ok(()),
         other => other,
     }
 }
 
-/// The keys that both sets must hold.
-pub(super) fn expected(guests: &[Guest]) -> [(u8, Vec<Vec<u8>>); 2] {
-    [(INET, host::keys(guests)), (BRIDGE, keys(guests))]
+/// The keys that each set must hold.
+pub(super) fn expected(guests: &[Guest]) -> [(u8, &'static str, Vec<Vec<u8>>); 3] {
+    [(INET, ISOLATED, host::keys(guests)), (INET, ISOLATED6, host::keys6(guests)), (BRIDGE, ISOLATED, keys(guests))]
 }

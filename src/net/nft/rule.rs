@@ -5,9 +5,11 @@ use std::net::Ipv4Addr;
 
 use super::{Attributes, NFTA_LIST_ELEM};
 use crate::protocol::address::Subnet;
+use crate::protocol::ipv6::Network6;
 use crate::protocol::ports::{HostPort, Protocol};
 
 pub(super) const NFPROTO_IPV4: u8 = 2;
+pub(super) const NFPROTO_IPV6: u8 = 10;
 pub(super) const NFTA_EXPR_NAME: u16 = 1;
 pub(super) const NFTA_EXPR_DATA: u16 = 2;
 pub(super) const NFTA_DATA_VALUE: u16 = 1;
@@ -20,6 +22,7 @@ const REGISTER: u32 = 1;
 pub(super) const IPPROTO_ICMP: u8 = 1;
 pub(super) const IPPROTO_TCP: u8 = 6;
 pub(super) const IPPROTO_UDP: u8 = 17;
+pub(super) const IPPROTO_ICMPV6: u8 = 58;
 /// No packet has it (IANA: reserved).
 const IPPROTO_NONE: u8 = 255;
 
@@ -104,6 +107,25 @@ impl Rule {
     /// An IPv4 packet whose address at this offset of the header is in the set.
     pub(super) fn address_in(self, offset: u32, set: &str) -> Rule {
         self.meta(Meta::Family, false, &[NFPROTO_IPV4]).payload(1, offset, 4).lookup(set)
+    }
+
+    /// An IPv6 packet whose address at this offset of the header is in the set.
+    pub(super) fn address6_in(self, offset: u32, set: &str) -> Rule {
+        self.meta(Meta::Family, false, &[NFPROTO_IPV6]).payload(1, offset, 16).lookup(set)
+    }
+
+    /// An IPv6 packet whose source, 8 bytes into the header, lies in the network: half of its bits are the network's.
+    pub(super) fn source6(self, network: Network6) -> Rule {
+        let half = &network.network().octets()[..8];
+        self.meta(Meta::Family, false, &[NFPROTO_IPV6]).payload(1, 8, 8).compare(false, half)
+    }
+
+    /// An ICMPv6 message of this type.
+    pub(super) fn icmp6(self, kind: u8) -> Rule {
+        self.meta(Meta::Family, false, &[NFPROTO_IPV6])
+            .meta(Meta::Protocol, false, &[IPPROTO_ICMPV6])
+            .payload(2, 0, 1)
+            .compare(false, &[kind])
     }
 
     /// An IPv4 packet whose source, 12 bytes into the header, lies in the subnet.

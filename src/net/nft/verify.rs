@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use super::dump::{self, Ruled};
 use super::rule::Rule;
-use super::{BRIDGE, Error, Guest, INET, ISOLATED, NETDEV, Policy, Socket, guard, host, isolation, table_name};
+use super::{BRIDGE, Error, Guest, INET, NETDEV, Policy, Socket, guard, host, isolation, table_name};
 use crate::net::message::{attributes, covers};
 
 /// Whether a chain's rules are these.
@@ -65,9 +65,9 @@ pub fn is_whole(policy: &Policy, guests: &[Guest]) -> Result<bool, Error> {
             return Ok(false);
         }
     }
-    for (family, mut expected) in isolation::expected(guests) {
+    for (family, set, mut expected) in isolation::expected(guests) {
         expected.sort_unstable();
-        match dump::keys(&mut socket, family, &name, ISOLATED) {
+        match dump::keys(&mut socket, family, &name, set) {
             Ok(found) if found == expected => {}
             Err(error) if expected.is_empty() && error.errno == Errno::NOENT => {}
             Ok(_) => return Ok(false),

@@ -143,6 +143,8 @@ mod tests {
             pid: 1,
             uid: 1,
             bridge: "puter0".to_owned(),
+            ipv6: None,
+            ipv6_outside: false,
             subnet: Subnet::default(),
             taps: 0,
             uptime: 0,

@@ -100,6 +100,7 @@ pub(super) fn new_vm(context: &Context, name: &str, id: u32, subnet: Subnet, wha
         process: None,
         mac: Mac::of_id(id),
         ip: subnet.address(id).context("the id has no address")?,
+        ip6: None,
         tap: tap_name(name),
         cid: id + FIRST_CID,
         image: what.image,

@@ -195,7 +195,8 @@ pub fn share_tag(number: usize) -> String {
 
 /// The guest's network: its link by DHCP, with the MAC as the client's identity, so that a clone with an old DUID gets
 /// its own address. The link is named by its driver and not by its MAC, which a clone changes while it runs: so the file
-/// stays the same, and nothing needs to be applied again.
+/// stays the same, and nothing needs to be applied again. Its IPv6 addresses are made of its MAC, as networkd does by
+/// itself, and nothing else would pass the host's filter.
 const NETPLAN: &str = "network:
   version: 2
   renderer: networkd
@@ -204,6 +205,8 @@ const NETPLAN: &str = "network:
       match:
         driver: virtio_net
       dhcp4: true
+      accept-ra: true
+      ipv6-privacy: false
       dhcp-identifier: mac
       dhcp4-overrides:
         use-domains: true

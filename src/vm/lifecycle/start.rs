@@ -374,6 +374,7 @@ pub(super) fn take_tap(vm: &mut Vm, made: Result<Tap>) -> Result<()> {
         tap.ip,
         vm.ip
     );
+    vm.ip6 = tap.ip6;
     vm.tap = tap.name;
     Ok(())
 }

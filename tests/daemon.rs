@@ -277,6 +277,33 @@ fn half_made_and_lost_taps_are_repaired() {
 
 #[test]
 #[ignore = "needs root"]
+fn the_filters_of_deleted_taps_go_soon_and_a_new_tap_of_the_name_has_its_own() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    let chains = || lab.host("nft list table netdev puter 2>/dev/null || true");
+    for id in 1..=3 {
+        let _: Tap = lab.json("POST", "/v1/taps", &format!(r#"{{"vm":"t{id}","id":{id}}}"#));
+    }
+    for id in 1..=3 {
+        assert_eq!(lab.request("DELETE", &format!("/v1/taps/t{id}"), "").0, 204);
+    }
+    // With another MAC, while the former filter may still be there.
+    let _: Tap = lab.json("POST", "/v1/taps", r#"{"vm":"t1","id":9}"#);
+    let end = Instant::now() + LIMIT;
+    loop {
+        let now = chains();
+        if !now.contains("chain pt-t2 ") && !now.contains("chain pt-t3 ") {
+            assert!(now.contains("chain pt-t1 ") && now.contains("52:54:00:00:00:13"), "{now}");
+            assert!(!now.contains("52:54:00:00:00:0b"), "{now}");
+            break;
+        }
+        assert!(Instant::now() < end, "{now}");
+        thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
 fn each_missing_capability_is_named_with_the_command_that_grants_it() {
     let lab = Lab::new();
     let program = lab.dir.path().join("puter-multi");

@@ -69,6 +69,8 @@ pub struct Network {
     known: RwLock<Known>,
     /// What DHCP has lent.
     dhcp: Arc<Mutex<Engine>>,
+    /// TAPs that are gone, and whose filters may be left.
+    gone: Mutex<Vec<String>>,
     /// To the outside, by IPv6.
     pub(super) way: Way,
     /// What the watch found that it could not mend.
@@ -109,6 +111,7 @@ impl Network {
             socket: Mutex::new(socket),
             known: RwLock::default(),
             dhcp: Arc::new(Mutex::new(Engine::new(config))),
+            gone: Mutex::default(),
             way: Way::default(),
             troubles: Mutex::default(),
             closing: AtomicBool::new(false),
@@ -229,6 +232,21 @@ impl Network {
                 false
             }
         }
+    }
+
+    fn unguarded(&self) -> MutexGuard<'_, Vec<String>> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes the filters of TAPs that are gone; one of a name that there is again was replaced.
+    pub(super) fn sweep(&self, socket: &mut Socket) -> Result<()> {
+        let gone = std::mem::take(&mut *self.unguarded());
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let links = link::list(socket).context("cannot list the interfaces")?;
+        let names: Vec<String> = gone.into_iter().filter(|name| links.iter().all(|link| link.name != *name)).collect();
+        nft::unguard(&self.settings.bridge, &names).context("cannot remove the filters of TAPs that are gone")
     }
 
     fn engine(&self) -> MutexGuard<'_, Engine> {
@@ -466,9 +484,8 @@ impl Backend for Network {
         };
         let removed = link::delete(&mut socket, link.index);
         removed.with_context(|| format!("cannot remove the TAP {}", link.name)).map_err(internal)?;
-        if let Err(error) = nft::unguard(&self.settings.bridge, &link.name) {
-            log!("cannot remove the filter of {}: {error}", link.name);
-        }
+        // Its filter goes with the next look after the network: the kernel takes its time over that.
+        self.unguarded().push(link.name.clone());
         if let Some(alias) = self.place.marked(&link) {
             if let Some(guest) = guest_of(&self.place, &link.name, &alias).filter(|guest| guest.isolated) {
                 let free = Guest { isolated: false, ..guest };

@@ -199,6 +199,9 @@ impl Kept for Network {
         if self.closing.load(Ordering::SeqCst) {
             return Ok(Vec::new());
         }
+        if let Err(error) = self.sweep(&mut socket) {
+            log!("{error:#}");
+        }
         let mut wrong = Vec::new();
         for part in PARTS {
             if self.is_wrong(&mut socket, part)? {

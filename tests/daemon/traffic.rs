@@ -6,7 +6,7 @@ use puter::net::nft::{self, Guest};
 use puter::protocol::daemon::Tap;
 use rustix::process::Signal;
 
-use crate::lab::{LIMIT, Lab, Process, SERVER};
+use crate::lab::{LIMIT, Lab, Process, SERVER, wait};
 use frames::Sender;
 
 #[path = "frames.rs"]
@@ -121,7 +121,7 @@ fn a_guest_sends_as_itself_alone() {
     assert_eq!(receive(), "its own");
     check();
     assert_eq!(lab.request("DELETE", "/v1/taps/web", "").0, 204);
-    assert!(!lab.host("nft list table netdev puter").contains("pt-web"));
+    wait("its filter goes", || !lab.host("nft list table netdev puter").contains("pt-web"));
 }
 
 #[test]

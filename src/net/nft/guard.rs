@@ -20,6 +20,8 @@ const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
 /// How many TAPs share a batch: each commit waits for the kernel some 15 ms, and a batch must fit a socket's buffer.
 const GUESTS_AT_ONCE: usize = 4;
+/// How many TAPs that are gone share one: three short messages each.
+const GONE_AT_ONCE: usize = 64;
 
 /// Frames with its own MAC (IEEE 802.3) and no other's, and without a tag (IEEE 802.1Q).
 fn ethernet_rules(mac: Mac) -> Vec<Rule> {
@@ -123,12 +125,16 @@ pub fn guard_new(bridge: &str, guest: &Guest) -> Result<(), Error> {
     }
 }
 
-/// Removes the chain of a TAP that is gone; newer kernels keep it without its interface.
+/// Removes the chains of TAPs that are gone; newer kernels keep them without their interfaces.
 ///
 /// # Errors
 /// The kernel's.
-pub fn unguard(bridge: &str, tap: &str) -> Result<(), Error> {
-    commit(no_chain(&table_name(bridge), tap))
+pub fn unguard(bridge: &str, taps: &[String]) -> Result<(), Error> {
+    let name = table_name(bridge);
+    for some in taps.chunks(GONE_AT_ONCE) {
+        commit(some.iter().flat_map(|tap| no_chain(&name, tap)).collect())?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

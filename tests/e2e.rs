@@ -42,6 +42,14 @@ fn a_machine_is_made_used_stopped_started_again_and_deleted() {
     let address = host.ssh("web", "ip -4 -brief address show | grep -v ^lo");
     assert!(address.contains("10.0.0.11/24"), "{address}");
     assert!(host.ssh("web", "ip -4 address").contains("dynamic"), "the address came by DHCP");
+    // The address that its MAC makes, and no other.
+    let six = vm["ip6"].as_str().unwrap();
+    assert!(six.ends_with(":5054:ff:fe00:b"), "{vm}");
+    let global = || host.ssh("web", "ip -6 -o address show scope global | grep -v tentative || true");
+    host.until(std::time::Duration::from_secs(60), || global().contains(&format!(" {six}/64 ")));
+    assert_eq!(global().lines().count(), 1, "{}", global());
+    let gateway = format!("{}::1", six.split(":5054:").next().unwrap().trim_end_matches(":0"));
+    assert!(host.ssh("web", "getent ahostsv6 host.puter").starts_with(&gateway));
     let netplan = host.ssh("web", "cat /etc/netplan/*.yaml");
     assert!(netplan.contains("dhcp4: true") && netplan.contains("driver: virtio_net"), "{netplan}");
     // Its own name and the host's, through the guest's resolver.

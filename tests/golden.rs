@@ -116,7 +116,7 @@ fn a_machines_life_reads_as_the_transcript_says() {
         let said = without_times(&said.replace(&at, "DIR"));
         // What differs from build to build and from disk to disk.
         let masked = |line: &str| match line.split_once(':') {
-            Some((name, rest)) if ["digest", "up", "ended"].contains(&name) => {
+            Some((name, rest)) if ["digest", "up", "ended", "ipv6"].contains(&name) => {
                 let gap: String = rest.chars().take_while(|c| *c == ' ').collect();
                 let reason = rest.split_once(": ").map(|(_, reason)| format!(": {reason}")).unwrap_or_default();
                 format!("{name}:{gap}MASKED{reason}")

@@ -86,6 +86,13 @@ fn points(host: &Host, words: &[&str], before: Before) -> Vec<String> {
     all.lines().filter(|point| seen.insert(point.to_string())).map(String::from).collect()
 }
 
+const QEMU: &str = "qemu-system";
+
+/// The program in which a machine runs.
+fn machine() -> &'static str {
+    if xtask::world::hypervisor() == "emulated" { QEMU } else { "cloud-hypervisor --" }
+}
+
 /// The next command: it brings the VM to run, and there is one of everything.
 fn mend(host: &Host, what: &str) {
     if host.processes("puterd").is_empty() {
@@ -101,11 +108,10 @@ fn mend(host: &Host, what: &str) {
     assert_eq!((&list[0]["status"], &list[0]["id"]), (&"running".into(), &1.into()), "{what}: {list}");
     assert_eq!(host.ok(&["exec", "web", "--", "/bin/busybox", "hostname"]), "web", "{what}");
     assert_eq!(host.taps(), ["pt-web"], "{what}");
-    host.until(LIMIT, || {
-        ["puter-emulator", "qemu-system", "vhost-device-vsock", "puter-monitor"]
-            .iter()
-            .all(|program| host.processes(program).len() == 1)
-    });
+    let emulator: &[&str] = &["puter-emulator", "vhost-device-vsock"];
+    let own = if machine() == QEMU { emulator } else { &[] };
+    let one = |program: &&str| host.processes(program).len() == 1;
+    host.until(LIMIT, || own.iter().chain(&[machine(), "puter-monitor"]).all(one));
 }
 
 /// And when it is deleted, nothing at all is left.
@@ -113,7 +119,7 @@ fn nothing_left(host: &Host) {
     host.ok(&["delete", "--force", "web"]);
     host.until(LIMIT, || host.processes("puter-monitor").is_empty());
     assert_eq!(host.leftovers(), Vec::<String>::new());
-    assert!(host.processes("qemu-system").is_empty() && host.processes("vhost-device").is_empty());
+    assert!(host.processes(machine()).is_empty() && host.processes("vhost-device").is_empty());
 }
 
 fn kill_the_command_at_each_step(cases: &[(&[&str], Before)]) {
@@ -247,7 +253,7 @@ fn a_disk_that_refuses_any_write_is_told_and_loses_nothing() {
                     }
                     ("start", _) => {
                         assert_eq!(there[0]["status"], "stopped", "{what}");
-                        host.until(LIMIT, || host.taps().is_empty() && host.processes("qemu-system").is_empty());
+                        host.until(LIMIT, || host.taps().is_empty() && host.processes(machine()).is_empty());
                     }
                     ("stop", _) => assert_eq!(there[0]["status"], "stopped", "{what}"),
                     _ if must => assert_eq!(there, serde_json::json!([]), "{what}"),
@@ -380,7 +386,7 @@ fn mend_snapshots(host: &Host, words: &[&str], before: Before, what: &str) {
         let memory = directory.join("memory-ranges").is_file();
         assert_eq!(snapshot["has_memory"].as_bool(), Some(memory), "{what}: {snapshot}");
     }
-    host.until(LIMIT, || host.processes("qemu-system").len() == 1 && host.processes("__thaw").is_empty());
+    host.until(LIMIT, || host.processes(machine()).len() == 1 && host.processes("__thaw").is_empty());
 }
 
 #[test]

@@ -34,9 +34,7 @@ fn command(random: &mut u64) -> Vec<&'static str> {
 #[ignore = "needs root"]
 fn sixteen_processes_at_random_leave_everything_in_order() {
     let host = Host::new();
-    let image = host.push_small_guest();
-    host.ok(&["daemon", "start"]);
-    host.ok(&["init", "--image", &image]);
+    host.ready();
 
     let end = Instant::now() + LENGTH;
     let (done, failed) = std::thread::scope(|scope| {

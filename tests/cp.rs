@@ -24,9 +24,7 @@ fn guest(host: &Host, script: &str) -> String {
 #[ignore = "needs root"]
 fn files_go_both_ways_as_they_are() {
     let host = Host::new();
-    let image = host.push_small_guest();
-    host.ok(&["daemon", "start"]);
-    host.ok(&["init", "--image", &image]);
+    host.ready();
     host.ok(&["start", "web", "db", "--memory", "256M"]);
     let home = host.world.dir().join("home");
     let at = |name: &str| home.join(name).display().to_string();

@@ -22,9 +22,7 @@ fn host() -> Host {
     let strip = Command::new("strip").arg("-o").arg(&executable).arg(env!("CARGO_BIN_EXE_puter-multi")).status();
     assert!(strip.unwrap().success());
     let host = Host::with(&executable);
-    let image = host.push_small_guest();
-    host.ok(&["daemon", "start"]);
-    host.ok(&["init", "--image", &image]);
+    host.ready();
     host
 }
 

@@ -108,9 +108,7 @@ fn mistakes_are_answered_as_the_transcript_says() {
 #[ignore = "needs root"]
 fn a_machines_life_reads_as_the_transcript_says() {
     let host = Host::new();
-    let image = host.push_small_guest();
-    host.ok(&["daemon", "start"]);
-    host.ok(&["init", "--image", &image]);
+    host.ready();
     let at = host.world.dir().display().to_string();
     let plain = |said: &str| {
         let said = without_times(&said.replace(&at, "DIR"));

@@ -15,9 +15,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// A host with puterd and the small guest as its image.
 fn host() -> Host {
     let host = Host::new();
-    let image = host.push_small_guest();
-    host.ok(&["daemon", "start"]);
-    host.ok(&["init", "--image", &image]);
+    host.ready();
     host
 }
 
@@ -357,9 +355,7 @@ fn traffic_goes_on_whatever_happens_to_puterd() {
 fn a_home_that_is_read_only_or_anothers_is_told_and_its_machines_can_be_stopped() {
     let host = Host::new();
     host.small_home(2 << 30);
-    let image = host.push_small_guest();
-    host.ok(&["daemon", "start"]);
-    host.ok(&["init", "--image", &image]);
+    host.ready();
     host.ok(&["start", "web", "--memory", "256M"]);
     let remount = |how: &str| {
         let mut command = host.world.root("mount");

@@ -18,9 +18,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// A host with puterd, the small guest as its image, and the tests' server and client.
 fn host() -> Host {
     let host = Host::new();
-    let image = host.push_small_guest();
-    host.ok(&["daemon", "start"]);
-    host.ok(&["init", "--image", &image]);
+    host.ready();
     let rustc = Path::new(env!("CARGO")).with_file_name("rustc");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ports/peer.rs");
     let mut command = Command::new(rustc);

@@ -15,14 +15,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// A host with puterd and the small guest as its image.
 fn host() -> Host {
     let host = Host::new();
-    ready(&host);
+    host.ready();
     host
-}
-
-fn ready(host: &Host) {
-    let image = host.push_small_guest();
-    host.ok(&["daemon", "start"]);
-    host.ok(&["init", "--image", &image]);
 }
 
 /// Runs a line of shell in the guest.
@@ -404,7 +398,7 @@ fn a_disk_is_shared_where_the_file_system_can() {
     assert_eq!(reflinks(), "advice");
     host.xfs_home(2 << 30);
     assert_eq!(reflinks(), "ok");
-    ready(&host);
+    host.ready();
     host.ok(&["start", "web", "--memory", "256M"]);
     sh(&host, "web", "busybox dd if=/dev/urandom of=/root/large bs=1M count=300 2>/dev/null; busybox sync");
     let sum = sh(&host, "web", "busybox md5sum /root/large");
@@ -505,7 +499,7 @@ fn branches_are_a_tree_and_their_files_can_be_compared() {
 fn what_cannot_be_snapshotted_says_so_and_a_full_disk_stops_nothing() {
     let host = Host::new();
     host.small_home(260 << 20);
-    ready(&host);
+    host.ready();
     host.fails(&["snapshot", "web"], "there is no VM named 'web'", "puter list");
     host.ok(&["start", "web", "--memory", "512M", "--disk", "1G"]);
     // Its memory in use is more than what is left.

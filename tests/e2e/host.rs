@@ -40,6 +40,13 @@ impl Host {
         self.push(&variable("PUTER_TEST_SMALL_GUEST"), build::GUEST_TAG, "puter/small")
     }
 
+    /// Starts puterd, with the guest that boots fast as the default image.
+    pub fn ready(&self) {
+        let image = self.push_small_guest();
+        self.ok(&["daemon", "start"]);
+        self.ok(&["init", "--image", &image]);
+    }
+
     /// Pushes an image that holds just these files.
     pub fn push_small(&self, name: &str, files: &[(&str, &str)]) -> String {
         let tree = self.world.dir().join(format!("{name}.tree"));

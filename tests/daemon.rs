@@ -32,7 +32,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::process::Stdio;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use puter::protocol::daemon::{ErrorBody, Lease, Status, Tap, TapRequest};
 use rustix::process::{Signal, Uid};
@@ -245,6 +245,24 @@ fn a_restart_adopts_what_is_there() {
     monitor.0.stdout.take().unwrap().read_to_string(&mut changes).unwrap();
     for sign in ["Deleted", "state DOWN", "NO-CARRIER"] {
         assert!(!changes.contains(sign), "traffic was disturbed: {changes}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_puterd_that_was_shot_within_a_call_to_the_kernel_has_a_successor_at_once() {
+    let lab = Lab::new();
+    let mut shot = Vec::new();
+    for id in 1..=12_u64 {
+        let daemon = lab.start(&[]);
+        // Each change of nf_tables keeps its thread in the kernel for some milliseconds.
+        let body = format!(r#"{{"vm":"vm-{id}","id":{id}}}"#);
+        let length = body.len();
+        let mut stream = lab.connect(UID);
+        write!(stream, "POST /v1/taps HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+        thread::sleep(Duration::from_millis(id));
+        daemon.shoot();
+        shot.push(daemon);
     }
 }
 

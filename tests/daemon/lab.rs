@@ -308,6 +308,11 @@ impl Daemon {
         rustix::process::kill_process(Pid::from_child(&self.process.0), signal).unwrap();
     }
 
+    /// Shoots it and waits for nothing: it may still be within a call to the kernel.
+    pub fn shoot(&self) {
+        rustix::process::kill_process(Pid::from_child(&self.process.0), Signal::KILL).unwrap();
+    }
+
     /// Sends a signal and waits for the end.
     pub fn stop(mut self, signal: Signal) -> ExitStatus {
         rustix::process::kill_process(Pid::from_child(&self.process.0), signal).unwrap();

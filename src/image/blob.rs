@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use ureq::http::HeaderMap;
 
+use super::arrival::{Arrival, Arrivals};
 use super::digest::{Digest, Hasher};
 use super::files::{self, Directory};
 use super::http::{Transport, text_header};
@@ -29,39 +30,38 @@ pub(crate) enum Event {
     Advance(Digest, u64),
     End(Digest),
     Note(String),
+    /// What ends the download; the other threads may need a while to notice.
+    Failed(anyhow::Error),
 }
 
-/// Downloads all `layers` that are not here yet.
+/// Downloads those of `layers` that `arrivals` has, lowest first. What fails is told as an event.
 pub(crate) fn download_all(
     registry: &Registry,
     directory: &Directory,
     layers: &[Descriptor],
-    parallel: usize,
-    retries: u32,
+    arrivals: &Arrivals,
+    (parallel, retries): (usize, u32),
     events: &Sender<Event>,
 ) -> Result<()> {
-    let mut missing: VecDeque<&Descriptor> = VecDeque::new();
+    let mut missing: VecDeque<(&Descriptor, &Arrival)> = VecDeque::new();
     for layer in layers {
-        let known = missing.iter().any(|one| one.digest == layer.digest);
-        if !known && !directory.has_blob(&layer.digest, layer.size) {
-            missing.push_back(layer);
+        let known = missing.iter().any(|(one, _)| one.digest == layer.digest);
+        if let Some(arrival) = arrivals.get(&layer.digest).filter(|_| !known) {
+            missing.push_back((layer, arrival));
         }
     }
-    let total = missing.iter().map(|layer| layer.size).fold(0, u64::saturating_add);
+    let total = missing.iter().map(|(layer, _)| layer.size).fold(0, u64::saturating_add);
     files::check_space(&directory.root, total)?;
     let _ = events.send(Event::Total(missing.len(), total));
     let workers = parallel.clamp(1, 16).min(missing.len());
     let queue = Mutex::new(missing);
-    let failure: Mutex<Option<anyhow::Error>> = Mutex::new(None);
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
                 let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                while let Some(layer) = next() {
-                    let result = download(registry, directory, layer, retries, events);
-                    if let Err(error) = result {
-                        // The first error is the cause; the others only say that they were stopped.
-                        failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                while let Some((layer, arrival)) = next() {
+                    if let Err(error) = download(registry, directory, layer, arrival, retries, events) {
+                        let _ = events.send(Event::Failed(error));
                         registry.stop.set();
                         return;
                     }
@@ -69,10 +69,7 @@ pub(crate) fn download_all(
             });
         }
     });
-    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// Removes the file unless it was given its final name.
@@ -88,6 +85,7 @@ fn download(
     registry: &Registry,
     directory: &Directory,
     layer: &Descriptor,
+    arrival: &Arrival,
     retries: u32,
     events: &Sender<Event>,
 ) -> Result<()> {
@@ -100,24 +98,38 @@ fn download(
         let path = directory.temporary(&format!("blob-{}", layer.digest.hex()));
         let _partial = Partial(&path);
         let cannot = || format!("cannot write {}", path.display());
+        let mut options = OpenOptions::new();
         let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path).with_context(cannot)?;
-        fetch(registry, layer, &mut file, retries, events)
+            options.read(true).write(true).create(true).truncate(true).mode(0o600).open(&path).with_context(cannot)?;
+        arrival.begin(file.try_clone().with_context(cannot)?);
+        let advance = |done| {
+            arrival.advance(done);
+            let _ = events.send(Event::Advance(layer.digest, done));
+        };
+        fetch(registry, layer, &mut file, retries, &advance, events)
             .with_context(|| format!("layer {}", layer.digest.short()))?;
         file.sync_all().with_context(cannot)?;
         files::rename(&path, &directory.blob(&layer.digest))?;
     }
+    arrival.end(directory.blob(&layer.digest));
     let _ = events.send(Event::End(layer.digest));
     Ok(())
 }
 
-fn fetch(registry: &Registry, layer: &Descriptor, file: &mut File, retries: u32, events: &Sender<Event>) -> Result<()> {
+fn fetch(
+    registry: &Registry,
+    layer: &Descriptor,
+    file: &mut File,
+    retries: u32,
+    advance: &dyn Fn(u64),
+    events: &Sender<Event>,
+) -> Result<()> {
     let mut hasher = Hasher::default();
     let mut done = 0;
     let mut failures = 0;
     while done < layer.size || done == 0 {
         let before = done;
-        match attempt(registry, layer, file, &mut hasher, &mut done, events) {
+        match attempt(registry, layer, file, &mut hasher, &mut done, advance) {
             Ok(()) => break,
             Err(error) => {
                 let Some(transport) = error.downcast_ref::<Transport>() else { return Err(error) };
@@ -154,7 +166,7 @@ fn attempt(
     file: &mut File,
     hasher: &mut Hasher,
     done: &mut u64,
-    events: &Sender<Event>,
+    advance: &dyn Fn(u64),
 ) -> Result<()> {
     let (mut response, url) = registry.blob(&layer.digest, *done)?;
     let host = &url.authority;
@@ -175,6 +187,7 @@ fn attempt(
         // The server does not know ranges: begin anew.
         *done = 0;
         *hasher = Hasher::default();
+        advance(0);
         file.rewind().and_then(|()| file.set_len(0)).context("cannot truncate the download")?;
     }
     if let Some(length) = response.body().content_length()
@@ -197,7 +210,7 @@ fn attempt(
         file.write_all(bytes).context("cannot write the download")?;
         hasher.update(bytes);
         *done += length as u64;
-        let _ = events.send(Event::Advance(layer.digest, *done));
+        advance(*done);
     }
     if *done < layer.size {
         let error = std::io::Error::new(

@@ -1,17 +1,17 @@
-//! Makes a disk of layers: decompression and hashing on one thread, the file system on the caller's.
+//! Makes a disk of layers: decompression on one thread, hashing and the file system on the caller's.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 
 use super::decompress::decompress;
-use super::digest::{Digest, HashingReader};
+use super::digest::{Digest, Hasher};
 use super::files::{self, Directory};
 use super::filesystem::{Builder, Files};
 use super::kernel;
@@ -22,10 +22,27 @@ use super::store::{Record, VERSION};
 const CHUNK: usize = 256 << 10;
 /// Chunks between the threads: this bounds the memory, whatever the layer.
 const CHUNKS: usize = 8;
+/// How often one who waits for bytes looks around.
+const TICK: Duration = Duration::from_millis(50);
 
 const INITS: [&str; 4] = ["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/init"];
 const AGENTS: [&str; 4] =
     ["/usr/bin/puter-agent", "/usr/local/bin/puter-agent", "/usr/sbin/puter-agent", "/usr/lib/puter/puter-agent"];
+
+/// What goes on beside the conversion: the download of what it reads.
+pub(crate) trait Beside {
+    /// Passes on what it tells; whether it still goes on.
+    fn look(&self) -> bool;
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When it failed.
+    fn wait(&self) -> Result<()>;
+
+    /// Tells it to end, and all who wait for what it brings.
+    fn stop(&self);
+}
 
 /// Removes the directory unless it was given its final name.
 struct Unfinished<'a>(&'a Path);
@@ -42,8 +59,8 @@ pub(crate) fn convert(
     plan: &Plan,
     options: &PullOptions,
     progress: &dyn Progress,
+    beside: &dyn Beside,
 ) -> Result<()> {
-    progress.stage(Stage::Converting);
     let work = directory.temporary(&format!("disk-{}", plan.digest.hex()));
     files::remove(&work);
     let made = DirBuilder::new().mode(0o700).create(&work);
@@ -55,7 +72,8 @@ pub(crate) fn convert(
     let disk = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
     let disk = disk.with_context(cannot)?;
     let mut builder = Builder::new(disk.try_clone().with_context(cannot)?, uuid(&plan.digest))?;
-    apply_all(directory, plan, options, progress, &mut builder)?;
+    apply_all(directory, plan, options, progress, beside, &mut builder)?;
+    beside.wait()?;
     progress.stage(Stage::Finishing);
     let tree = builder.finish().context("cannot finish the file system")?;
 
@@ -103,6 +121,7 @@ fn apply_all(
     plan: &Plan,
     options: &PullOptions,
     progress: &dyn Progress,
+    beside: &dyn Beside,
     builder: &mut Builder,
 ) -> Result<()> {
     let total = plan.layers.iter().map(|layer| layer.length).fold(0, u64::saturating_add);
@@ -111,30 +130,47 @@ fn apply_all(
     for (number, layer) in plan.layers.iter().enumerate() {
         let outcome = std::thread::scope(|scope| {
             let (sender, receiver) = sync_channel(CHUNKS);
+            let (emptied, empty) = sync_channel(CHUNKS + 2);
             let consumed = &consumed;
-            scope.spawn(move || unpack(layer, consumed, room, sender));
-            let mut stream = Stream { receiver, chunk: vec![], at: 0, sum: None, progress, consumed, total };
+            let unpacking = scope.spawn(move || unpack(layer, consumed, sender, empty));
+            let tell = || {
+                if !beside.look() {
+                    progress.converted(consumed.load(Ordering::Relaxed), total);
+                }
+                progress.cancelled()
+            };
+            let mut stream =
+                Stream { receiver, emptied, chunk: vec![], at: 0, whole: false, sum: Sum::default(), room, tell };
             let applied = builder.apply(&mut stream);
             // The rest of the stream belongs to the digest: padding, and what follows the archive's end.
             let drained = applied.and_then(|()| Ok(io::copy(&mut stream, &mut io::sink())?));
-            drained.map(|_| stream.sum)
+            let Stream { sum, receiver, .. } = stream;
+            drop(receiver);
+            // The other thread may wait for bytes that nobody needs any more.
+            while !unpacking.is_finished() {
+                beside.look();
+                if progress.cancelled() {
+                    beside.stop();
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            drained.map(|_| sum)
         });
         let sum = match outcome {
             Err(_) if progress.cancelled() => return Err(Cancelled.into()),
             outcome => outcome.with_context(|| format!("layer {} of {}", number + 1, plan.layers.len()))?,
         };
-        let Some(sum) = sum else { bail!("the decompression ended without a word") };
-        let wrong = layer.digest.is_some_and(|digest| digest != sum.packed) || sum.unpacked != layer.diff_id;
-        if wrong {
-            // Should the cache be damaged, the next pull fetches the layer anew.
+        let found = sum.hasher.finish();
+        if found != layer.diff_id {
+            // Should it have come damaged, that is the better reason.
+            beside.wait()?;
             if layer.path.starts_with(&directory.root) {
                 files::remove(&layer.path);
             }
             bail!(
-                "layer {} is not what the image says: its decompressed content has the digest {} instead of {}; \
+                "layer {} is not what the image says: its decompressed content has the digest {found} instead of {}; \
                  pull again, and if it stays so, the image is damaged where it comes from",
                 number + 1,
-                sum.unpacked,
                 layer.diff_id
             );
         }
@@ -143,16 +179,16 @@ fn apply_all(
     Ok(())
 }
 
-/// The digests of a layer that was read to its end.
+/// What has come of a layer.
+#[derive(Default)]
 struct Sum {
-    packed: Digest,
-    unpacked: Digest,
+    hasher: Hasher,
     length: u64,
 }
 
 enum Piece {
     Data(Vec<u8>),
-    End(Sum),
+    End,
     Failed(io::Error),
 }
 
@@ -167,66 +203,84 @@ impl<R: Read> Read for Counted<'_, R> {
     }
 }
 
-/// Decompresses a layer into the channel. An error to send means that the receiver has gone: it knows why.
-fn unpack(layer: &Layer, consumed: &AtomicU64, room: u64, sender: SyncSender<Piece>) {
-    let work = || -> io::Result<Option<Sum>> {
-        let mut packed = HashingReader::new(Counted(layer.open().map_err(io::Error::other)?, consumed));
-        let mut unpacked = HashingReader::new(decompress(&mut packed)?);
-        let mut length = 0_u64;
+/// Decompresses a layer into the channel, in buffers that come back by the other. An error to send means that the
+/// receiver has gone: it knows why.
+fn unpack(layer: &Layer, consumed: &AtomicU64, sender: SyncSender<Piece>, empty: Receiver<Vec<u8>>) {
+    let work = || -> io::Result<()> {
+        let mut unpacked = decompress(Counted(layer.open().map_err(io::Error::other)?, consumed))?;
         loop {
-            let mut chunk = vec![0; CHUNK];
-            let count = unpacked.read(&mut chunk)?;
-            if count == 0 {
-                break;
+            let mut chunk = empty.try_recv().unwrap_or_default();
+            chunk.resize(CHUNK, 0);
+            let mut length = 0;
+            while let Some(rest) = chunk.get_mut(length..).filter(|rest| !rest.is_empty()) {
+                match unpacked.read(rest)? {
+                    0 => break,
+                    count => length += count,
+                }
             }
-            length += count as u64;
-            if length > room {
-                return Err(io::Error::other("the layers hold more data than an image may have"));
-            }
-            chunk.truncate(count);
-            if sender.send(Piece::Data(chunk)).is_err() {
-                return Ok(None);
+            let ends = length < CHUNK;
+            chunk.truncate(length);
+            if sender.send(Piece::Data(chunk)).is_err() || ends {
+                return Ok(());
             }
         }
-        let (unpacked, length) = unpacked.finish();
-        io::copy(&mut packed, &mut io::sink())?;
-        let (packed, _) = packed.finish();
-        Ok(Some(Sum { packed, unpacked, length }))
     };
     let _ = match work() {
-        Ok(Some(sum)) => sender.send(Piece::End(sum)),
-        Ok(None) => Ok(()),
+        Ok(()) => sender.send(Piece::End),
         Err(error) => sender.send(Piece::Failed(error)),
     };
 }
 
 /// The other end of the channel, as a stream.
-struct Stream<'a> {
+struct Stream<F> {
     receiver: Receiver<Piece>,
+    emptied: SyncSender<Vec<u8>>,
     chunk: Vec<u8>,
     at: usize,
-    sum: Option<Sum>,
-    progress: &'a dyn Progress,
-    consumed: &'a AtomicU64,
-    total: u64,
+    whole: bool,
+    sum: Sum,
+    /// Bytes that the layer may have.
+    room: u64,
+    /// Tells how far it is; true if whoever waits for it does so no longer.
+    tell: F,
 }
 
-impl Read for Stream<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.at >= self.chunk.len() {
-            if self.sum.is_some() {
-                return Ok(0);
-            }
-            if self.progress.cancelled() {
+impl<F: Fn() -> bool> Stream<F> {
+    /// Waits for the next piece.
+    fn next(&mut self) -> io::Result<()> {
+        let _ = self.emptied.try_send(std::mem::take(&mut self.chunk));
+        self.at = 0;
+        loop {
+            if (self.tell)() {
                 return Err(io::Error::other(Cancelled));
             }
-            match self.receiver.recv() {
-                Ok(Piece::Data(chunk)) => (self.chunk, self.at) = (chunk, 0),
-                Ok(Piece::End(sum)) => self.sum = Some(sum),
+            match self.receiver.recv_timeout(TICK) {
+                Ok(Piece::Data(chunk)) => self.chunk = chunk,
+                Ok(Piece::End) => self.whole = true,
                 Ok(Piece::Failed(error)) => return Err(error),
-                Err(_) => return Err(io::Error::other("the decompression ended without a word")),
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(io::Error::other("the decompression ended without a word"));
+                }
             }
-            self.progress.converted(self.consumed.load(Ordering::Relaxed), self.total);
+            break;
+        }
+        self.sum.hasher.update(&self.chunk);
+        self.sum.length += self.chunk.len() as u64;
+        if self.sum.length > self.room {
+            return Err(io::Error::other("the layers hold more data than an image may have"));
+        }
+        Ok(())
+    }
+}
+
+impl<F: Fn() -> bool> Read for Stream<F> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.at >= self.chunk.len() {
+            if self.whole {
+                return Ok(0);
+            }
+            self.next()?;
         }
         let rest = self.chunk.get(self.at..).unwrap_or_default();
         let length = rest.len().min(buffer.len());

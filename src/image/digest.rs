@@ -1,7 +1,6 @@
-//! Content digests, and the reader and writer that compute them.
+//! Content digests.
 
 use std::fmt;
-use std::io::{self, Read};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -118,35 +117,6 @@ impl Hasher {
 
     pub(crate) fn finish(self) -> Digest {
         Digest(self.0.finalize().into())
-    }
-}
-
-/// Hashes and counts what is read through it.
-pub(crate) struct HashingReader<R> {
-    inner: R,
-    hasher: Hasher,
-    count: u64,
-}
-
-impl<R: Read> HashingReader<R> {
-    pub(crate) fn new(inner: R) -> HashingReader<R> {
-        HashingReader { inner, hasher: Hasher::default(), count: 0 }
-    }
-
-    /// The digest and the number of bytes read so far.
-    pub(crate) fn finish(self) -> (Digest, u64) {
-        (self.hasher.finish(), self.count)
-    }
-}
-
-impl<R: Read> Read for HashingReader<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.inner.read(buffer)?;
-        if let Some(bytes) = buffer.get(..length) {
-            self.hasher.update(bytes);
-        }
-        self.count = self.count.saturating_add(length as u64);
-        Ok(length)
     }
 }
 

@@ -61,7 +61,7 @@ fn find(file: &Path, tag: Option<&str>, architecture: &str, max_download: u64) -
     let mut layers = vec![];
     for (name, diff_id) in entry.layers.iter().zip(checked.diff_ids) {
         let Some((offset, length)) = resolve(&members, name) else { bail!("it lacks the layer '{}'", clip(name)) };
-        layers.push(Layer { path: file.to_path_buf(), offset, length, digest: None, diff_id });
+        layers.push(Layer { path: file.to_path_buf(), offset, length, digest: None, diff_id, arrival: None });
     }
     check_total(layers.iter().map(|layer| layer.length), max_download)?;
     Ok(Plan { digest: Digest::of(&config), architecture: checked.architecture, config, layers })

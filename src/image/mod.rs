@@ -1,5 +1,6 @@
 //! Images: references, registries, the local store, and the file system made of an image's layers.
 
+mod arrival;
 mod auth;
 mod blob;
 mod convert;

@@ -44,7 +44,7 @@ fn find(directory: &Path, tag: Option<&str>, architecture: &str, max_download: u
         if found != layer.size {
             bail!("layer {} has {found} bytes instead of {}: the copy is not whole", layer.digest, layer.size);
         }
-        layers.push(Layer { path, offset: 0, length: layer.size, digest: Some(layer.digest), diff_id });
+        layers.push(Layer { path, offset: 0, length: layer.size, digest: Some(layer.digest), diff_id, arrival: None });
     }
     Ok(Plan { digest: image.digest, architecture: checked.architecture, config, layers })
 }

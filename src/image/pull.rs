@@ -3,22 +3,25 @@
 //! The network is spoken to by threads of their own, which share nothing with the caller but a channel and a flag:
 //! so the caller can leave at once, whatever a registry does.
 
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use super::arrival::{Arrival, Arrivals};
 use super::blob::{self, Event};
+use super::convert::{self, Beside};
 use super::digest::Digest;
 use super::files::{self, Directory};
 use super::manifest::{self, Document, MAX_CONFIG, Manifest};
-use super::progress::{Cancelled, Progress, PullOptions, Stage};
+use super::progress::{Cancelled, Progress, PullOptions, Stage, is_cancelled};
 use super::reference::{Reference, RegistryReference};
 use super::registry::{Registry, Stop};
 use super::source::{Layer, Plan, check_total};
 use super::store::{Hold, Store};
-use super::{convert, docker_archive, oci_layout};
+use super::{docker_archive, oci_layout};
 
 /// How often the caller is asked whether it wants to go on.
 const TICK: Duration = Duration::from_millis(50);
@@ -59,8 +62,7 @@ pub(crate) fn pull(
         })?;
         // Whoever held the lock may have made it meanwhile.
         if store.record(&digest)?.is_none() {
-            let plan = source.fetch(directory, options, &hold, progress)?;
-            convert::convert(directory, &plan, options, progress)?;
+            make(directory, &source, options, &hold, progress)?;
         }
     }
     store.name(reference, &digest)?;
@@ -95,33 +97,113 @@ impl Source {
         }
     }
 
-    fn fetch(
-        self,
+    /// What is to be converted, and the download that goes on meanwhile.
+    fn begin(
+        &self,
         directory: &Directory,
         options: &PullOptions,
         hold: &Arc<Hold>,
-        progress: &dyn Progress,
-    ) -> Result<Plan> {
+    ) -> Result<(Plan, Option<Apart<()>>)> {
         let (registry, manifest, config, checked) = match self {
-            Source::Local(plan) => return Ok(plan),
+            Source::Local(plan) => return Ok((plan.clone(), None)),
             Source::Remote { registry, manifest, config, checked } => (registry, manifest, config, checked),
         };
-        progress.stage(Stage::Downloading);
-        let (target, parallel, retries) = (directory.clone(), options.parallel, options.retries);
-        let (layers, hold) = (manifest.layers.clone(), hold.clone());
-        apart(registry.stop.clone(), progress, move |events| {
-            let result = blob::download_all(&registry, &target, &layers, parallel, retries, events);
-            drop(hold);
-            result
-        })?;
-        let layers = manifest.layers.iter().zip(checked.diff_ids).map(|(layer, diff_id)| Layer {
+        let missing = manifest.layers.iter().filter(|layer| !directory.has_blob(&layer.digest, layer.size));
+        let arrivals: Arrivals =
+            missing.map(|layer| (layer.digest, Arc::new(Arrival::new(registry.stop.clone())))).collect();
+        let layers = manifest.layers.iter().zip(&checked.diff_ids).map(|(layer, diff_id)| Layer {
             path: directory.blob(&layer.digest),
             offset: 0,
             length: layer.size,
             digest: Some(layer.digest),
-            diff_id,
+            diff_id: *diff_id,
+            arrival: arrivals.get(&layer.digest).cloned(),
         });
-        Ok(Plan { digest: manifest.digest, architecture: checked.architecture, config, layers: layers.collect() })
+        let (digest, architecture) = (manifest.digest, checked.architecture.clone());
+        let plan = Plan { digest, architecture, config: config.clone(), layers: layers.collect() };
+        let (target, patience) = (directory.clone(), (options.parallel, options.retries));
+        let (registry, layers, hold) = (registry.clone(), manifest.layers.clone(), hold.clone());
+        let download = Apart::start(registry.stop.clone(), move |events| {
+            let result = blob::download_all(&registry, &target, &layers, &arrivals, patience, events);
+            drop(hold);
+            result
+        })?;
+        Ok((plan, Some(download)))
+    }
+}
+
+/// Downloads what is not here and converts it at the same time.
+fn make(
+    directory: &Directory,
+    source: &Source,
+    options: &PullOptions,
+    hold: &Arc<Hold>,
+    progress: &dyn Progress,
+) -> Result<()> {
+    loop {
+        let (plan, download) = source.begin(directory, options, hold)?;
+        let stage = if download.is_some() { Stage::Downloading } else { Stage::Converting };
+        progress.stage(stage);
+        let download = Download { apart: download, progress, ended: Cell::new(false) };
+        let Err(error) = convert::convert(directory, &plan, options, progress, &download) else { return Ok(()) };
+        // Bytes that cannot be used may have come damaged, or not at all: then that is the reason.
+        let error = download.wait().err().unwrap_or(error);
+        download.abandon();
+        let from_the_cache = |layer: &&Layer| layer.arrival.is_none() && layer.path.starts_with(&directory.root);
+        let damaged = plan.layers.iter().filter(from_the_cache).filter(|layer| layer.is_intact().is_ok_and(|is| !is));
+        let damaged: Vec<&Layer> = damaged.collect();
+        if damaged.is_empty() || is_cancelled(&error) {
+            return Err(error);
+        }
+        for layer in damaged {
+            progress.note(&format!("{} is damaged and is fetched anew", layer.path.display()));
+            files::remove(&layer.path);
+        }
+        if let Source::Remote { registry, .. } = source {
+            registry.stop.clear();
+        }
+    }
+}
+
+/// A download beside the conversion.
+struct Download<'a> {
+    apart: Option<Apart<()>>,
+    progress: &'a dyn Progress,
+    /// Well, and that is known.
+    ended: Cell<bool>,
+}
+
+impl Download<'_> {
+    /// Ends it.
+    fn abandon(self) {
+        if let Some(apart) = self.apart {
+            apart.end(self.progress);
+        }
+    }
+}
+
+impl Beside for Download<'_> {
+    fn look(&self) -> bool {
+        let Some(apart) = &self.apart else { return false };
+        let before = apart.over.get();
+        apart.forward(self.progress);
+        if apart.over.get() && !before {
+            self.progress.stage(Stage::Converting);
+        }
+        !apart.over.get()
+    }
+
+    fn wait(&self) -> Result<()> {
+        let Some(apart) = self.apart.as_ref().filter(|_| !self.ended.get()) else { return Ok(()) };
+        apart.wait(self.progress)?;
+        self.ended.set(true);
+        Ok(())
+    }
+
+    fn stop(&self) {
+        if let Some(apart) = &self.apart {
+            apart.stop.set();
+        }
     }
 }
 
@@ -131,39 +213,94 @@ fn apart<T: Send + 'static>(
     progress: &dyn Progress,
     work: impl FnOnce(&Sender<Event>) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    let (events, received) = mpsc::channel();
-    let (sender, result) = mpsc::sync_channel(1);
-    std::thread::Builder::new()
-        .name("pull".into())
-        .spawn(move || {
-            let outcome = work(&events);
-            let _ = sender.send(outcome);
-        })
-        .context("cannot start a thread")?;
-    loop {
-        match received.recv_timeout(TICK) {
-            Ok(event) => forward(progress, event),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => {
-                return result.recv().unwrap_or_else(|_| Err(anyhow!("the download's thread ended without a word")));
-            }
-        }
-        if progress.cancelled() {
-            stop.set();
-            let end = Instant::now() + FAREWELL;
-            while Instant::now() < end && !matches!(received.recv_timeout(TICK), Err(RecvTimeoutError::Disconnected)) {}
-            return Err(Cancelled.into());
-        }
+    let apart = Apart::start(stop, work)?;
+    let result = apart.wait(progress);
+    if result.is_err() {
+        apart.end(progress);
     }
+    result
 }
 
-fn forward(progress: &dyn Progress, event: Event) {
-    match event {
-        Event::Total(layers, bytes) => progress.total(layers, bytes),
-        Event::Begin(layer, size) => progress.layer_begin(&layer, size),
-        Event::Advance(layer, done) => progress.layer_advance(&layer, done),
-        Event::End(layer) => progress.layer_end(&layer),
-        Event::Note(text) => progress.note(&text),
+/// Work on a thread of its own.
+struct Apart<T> {
+    stop: Stop,
+    events: Receiver<Event>,
+    result: Receiver<Result<T>>,
+    /// Nothing will be told any more.
+    over: Cell<bool>,
+    /// The first of its errors.
+    failure: RefCell<Option<anyhow::Error>>,
+}
+
+impl<T: Send + 'static> Apart<T> {
+    fn start(stop: Stop, work: impl FnOnce(&Sender<Event>) -> Result<T> + Send + 'static) -> Result<Apart<T>> {
+        let (events, received) = mpsc::channel();
+        let (sender, result) = mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new().name("pull".into()).spawn(move || {
+            let outcome = work(&events);
+            let _ = sender.send(outcome);
+        });
+        thread.context("cannot start a thread")?;
+        Ok(Apart { stop, events: received, result, over: Cell::new(false), failure: RefCell::default() })
+    }
+
+    /// Passes on what has been told.
+    fn forward(&self, progress: &dyn Progress) {
+        loop {
+            match self.events.try_recv() {
+                Ok(event) => self.pass_on(progress, event),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => return self.over.set(true),
+            }
+        }
+    }
+
+    /// Waits for the result.
+    fn wait(&self, progress: &dyn Progress) -> Result<T> {
+        loop {
+            if let Some(error) = self.failure.take() {
+                return Err(error);
+            }
+            match self.events.recv_timeout(TICK) {
+                Ok(event) => self.pass_on(progress, event),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.over.set(true);
+                    let ended = self.result.recv();
+                    return ended.unwrap_or_else(|_| Err(anyhow!("the download's thread ended without a word")));
+                }
+            }
+            if progress.cancelled() {
+                return Err(Cancelled.into());
+            }
+        }
+    }
+
+    /// Tells it to stop, and waits a little for that.
+    fn end(self, progress: &dyn Progress) {
+        self.stop.set();
+        let end = Instant::now() + FAREWELL;
+        while Instant::now() < end {
+            match self.events.recv_timeout(TICK) {
+                Ok(event) => self.pass_on(progress, event),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+    }
+
+    fn pass_on(&self, progress: &dyn Progress, event: Event) {
+        match event {
+            Event::Total(layers, bytes) => progress.total(layers, bytes),
+            Event::Begin(layer, size) => progress.layer_begin(&layer, size),
+            Event::Advance(layer, done) => progress.layer_advance(&layer, done),
+            Event::End(layer) => progress.layer_end(&layer),
+            Event::Note(text) => progress.note(&text),
+            Event::Failed(error) => {
+                // The first is the cause; the others only say that they were stopped.
+                self.failure.borrow_mut().get_or_insert(error);
+            }
+        }
     }
 }
 

@@ -23,12 +23,17 @@ const PATIENCE: u32 = 3;
 const MAX_ERROR_BODY: u64 = 64 << 10;
 
 /// Ends every wait of the threads that share it.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Stop(Arc<AtomicBool>);
 
 impl Stop {
     pub fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets them go on: for another try.
+    pub fn clear(&self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 
     pub fn check(&self) -> Result<()> {

@@ -1,15 +1,17 @@
 //! What every source of images comes down to: a list of layers in files, and how to check them.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Take};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
-use super::digest::Digest;
+use super::arrival::{Arrival, Arriving};
+use super::digest::{Digest, Hasher};
 
 /// One layer, somewhere in a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Layer {
     pub path: PathBuf,
     pub offset: u64,
@@ -18,15 +20,35 @@ pub(crate) struct Layer {
     pub digest: Option<Digest>,
     /// The digest of the decompressed bytes.
     pub diff_id: Digest,
+    /// Where it is still being downloaded: `path` is where it will be.
+    pub arrival: Option<Arc<Arrival>>,
 }
 
 impl Layer {
-    /// The layer's bytes as they lie there.
-    pub fn open(&self) -> Result<Take<File>> {
+    /// The layer's bytes as they lie there, or as they arrive.
+    pub fn open(&self) -> Result<Box<dyn Read + Send>> {
+        if let Some(arrival) = &self.arrival {
+            return Ok(Box::new(Arriving::new(arrival.clone(), self.length)));
+        }
         let cannot = || format!("cannot read {}", self.path.display());
         let mut file = File::open(&self.path).with_context(cannot)?;
         file.seek(SeekFrom::Start(self.offset)).with_context(cannot)?;
-        Ok(file.take(self.length))
+        Ok(Box::new(file.take(self.length)))
+    }
+
+    /// Whether the bytes there are those of its digest, as far as one is known.
+    pub fn is_intact(&self) -> Result<bool> {
+        let Some(digest) = self.digest else { return Ok(true) };
+        let mut hasher = Hasher::default();
+        let mut file = self.open()?;
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            let got = file.read(&mut buffer).with_context(|| format!("cannot read {}", self.path.display()))?;
+            match buffer.get(..got) {
+                None | Some([]) => return Ok(hasher.finish() == digest),
+                Some(bytes) => hasher.update(bytes),
+            }
+        }
     }
 }
 

@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -317,7 +318,10 @@ impl Store {
             return Ok(());
         }
         let stem = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let temporary = self.directory.temporary(&format!("ref-{}-{stem}", std::process::id()));
+        // Two threads of one process may name the same.
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let (process, number) = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let temporary = self.directory.temporary(&format!("ref-{process}-{number}-{stem}"));
         files::write_synced(&temporary, &bytes)?;
         files::rename(&temporary, &path)
     }

@@ -1,8 +1,8 @@
 //! Pulls that reach their end against odds.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use puter::image::{Digest, Image, PullOptions, Store};
 
@@ -49,6 +49,71 @@ fn a_broken_download_is_taken_up_where_it_broke() {
     assert_eq!(ranges, [None, from(500_000), from(1_000_000), from(1_500_000)]);
     let notes = watch.notes.lock().unwrap();
     assert_says(&notes.join("\n"), &["trying again from byte 500000", "trying again from byte 1500000"]);
+}
+
+#[test]
+fn a_layer_is_converted_while_it_comes() {
+    let sample = Sample::new();
+    let size = sample.layer.len() as u64;
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().to_path_buf();
+    let written = move || -> u64 {
+        let disks = std::fs::read_dir(store.join("tmp")).unwrap().flatten().map(|entry| entry.path().join("disk.raw"));
+        disks.filter_map(|disk| disk.metadata().ok()).map(|disk| disk.len()).max().unwrap_or_default()
+    };
+    let seen = Arc::new(AtomicU64::new(0));
+    let told = seen.clone();
+    let server = Server::start(move |request| {
+        let mut reply = honest(&sample, request);
+        if is_layer(&sample, request) {
+            match request.header("range") {
+                None => {
+                    reply.length = Some(size);
+                    reply.body.truncate(2_500_000);
+                }
+                // The rest comes only once the file system holds what came before.
+                Some(_) => {
+                    let end = Instant::now() + Duration::from_secs(20);
+                    while written() < 1 << 20 && Instant::now() < end {
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                    told.store(written(), Ordering::Relaxed);
+                }
+            }
+        }
+        reply
+    });
+    let options = PullOptions { idle_timeout: Duration::from_secs(30), ..options() };
+    let image = pull(directory.path(), &format!("{}/app:1", server.address), &options);
+    let seen = seen.load(Ordering::Relaxed);
+    assert!(seen >= 1 << 20, "{seen} bytes: {image:?}");
+    check_sample(&image.unwrap());
+}
+
+#[test]
+fn a_layer_damaged_in_the_cache_is_fetched_anew() {
+    let sample = Sample::new();
+    let blob = format!("blobs/sha256/{}", Digest::of(&sample.layer).hex());
+    let server = Server::start({
+        let sample = Sample::new();
+        move |request| honest(&sample, request)
+    });
+    let reference = format!("{}/app:1", server.address);
+    for damage in [100, sample.layer.len() - 100] {
+        let directory = tempfile::tempdir().unwrap();
+        pull(directory.path(), &reference, &options()).unwrap();
+        // The disk goes, the layer stays: with one bit changed.
+        std::fs::remove_dir_all(directory.path().join("disks")).unwrap();
+        let path = directory.path().join(&blob);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[damage] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let watch = Watch::default();
+        let store = Store::open(directory.path()).unwrap();
+        check_sample(&store.pull(&reference.parse().unwrap(), &options(), &watch).unwrap());
+        assert_says(&watch.notes.lock().unwrap().join("\n"), &[&blob, "is damaged and is fetched anew"]);
+        assert!(std::fs::read(&path).unwrap() == sample.layer);
+    }
 }
 
 #[test]

@@ -1,0 +1,168 @@
+//! Layers that are still on their way: the conversion reads what is here of them while the download goes on.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::digest::Digest;
+use super::registry::Stop;
+
+/// How often one who waits looks whether it is time to stop.
+const TICK: Duration = Duration::from_millis(50);
+
+/// The layers that a pull downloads, by their digests.
+pub(crate) type Arrivals = BTreeMap<Digest, Arc<Arrival>>;
+
+/// One layer on its way.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    state: Mutex<State>,
+    changed: Condvar,
+    stop: Stop,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Where its bytes come to.
+    file: Option<Arc<File>>,
+    /// How many are here. It goes back where a download begins anew.
+    bytes: u64,
+    /// Where it is whole and verified.
+    whole: Option<PathBuf>,
+}
+
+impl Arrival {
+    /// Nothing is here yet; `stop` ends every wait.
+    pub fn new(stop: Stop) -> Arrival {
+        Arrival { state: Mutex::default(), changed: Condvar::new(), stop }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its bytes come to `file`.
+    pub fn begin(&self, file: File) {
+        self.state().file = Some(Arc::new(file));
+    }
+
+    /// The first `bytes` are there.
+    pub fn advance(&self, bytes: u64) {
+        self.state().bytes = bytes;
+        self.changed.notify_all();
+    }
+
+    /// It is whole, verified and at `path`.
+    pub fn end(&self, path: PathBuf) {
+        self.state().whole = Some(path);
+        self.changed.notify_all();
+    }
+}
+
+/// Reads a layer of `length` bytes as it arrives.
+///
+/// The bytes have not been verified: whoever reads them checks what they become.
+pub(crate) struct Arriving {
+    arrival: Arc<Arrival>,
+    length: u64,
+    at: u64,
+    file: Option<Arc<File>>,
+}
+
+impl Arriving {
+    pub fn new(arrival: Arc<Arrival>, length: u64) -> Arriving {
+        Arriving { arrival, length, at: 0, file: None }
+    }
+
+    /// Waits until bytes are here; gives the file and how far it may be read.
+    fn wait(&mut self) -> io::Result<(Arc<File>, u64)> {
+        let mut state = self.arrival.state();
+        loop {
+            if let Some(path) = &state.whole {
+                let file = match self.file.take().or_else(|| state.file.clone()) {
+                    Some(file) => file,
+                    // Another command downloaded it.
+                    None => Arc::new(File::open(path)?),
+                };
+                self.file = Some(file.clone());
+                return Ok((file, self.length));
+            }
+            match &state.file {
+                Some(file) if state.bytes > self.at => return Ok((file.clone(), state.bytes)),
+                _ => {}
+            }
+            self.arrival.stop.check().map_err(io::Error::other)?;
+            state = self.arrival.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Read for Arriving {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.at >= self.length || buffer.is_empty() {
+            return Ok(0);
+        }
+        let (file, end) = self.wait()?;
+        let want = usize::try_from(end - self.at).unwrap_or(usize::MAX).min(buffer.len());
+        // A download that begins anew may cut the file at this moment; what is read then is found out by its digest.
+        let got = file.read_at(buffer.get_mut(..want).unwrap_or_default(), self.at)?;
+        if got == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the download was cut off"));
+        }
+        self.at += got as u64;
+        Ok(got)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn bytes_are_read_as_they_come_and_from_the_place_of_another_download() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("layer");
+        let mut file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        let arrival = Arc::new(Arrival::new(Stop::default()));
+        let mut reader = Arriving::new(arrival.clone(), 6);
+        let mut late = Arriving::new(arrival.clone(), 6);
+        std::thread::scope(|scope| {
+            let read = scope.spawn(move || {
+                let mut first = [0; 3];
+                reader.read_exact(&mut first).unwrap();
+                let mut rest = String::new();
+                reader.read_to_string(&mut rest).unwrap();
+                (first, rest)
+            });
+            arrival.begin(file.try_clone().unwrap());
+            file.write_all(b"abcd").unwrap();
+            arrival.advance(4);
+            // A server that knows no ranges sends all again.
+            arrival.advance(0);
+            file.write_all(b"ef").unwrap();
+            arrival.advance(6);
+            assert_eq!(read.join().unwrap(), (*b"abc", "def".to_string()));
+        });
+        let other = Arrival::new(Stop::default());
+        other.end(path);
+        late.arrival = Arc::new(other);
+        let mut all = String::new();
+        late.read_to_string(&mut all).unwrap();
+        assert_eq!(all, "abcdef");
+    }
+
+    #[test]
+    fn who_waits_for_what_never_comes_is_told_to_stop() {
+        let stop = Stop::default();
+        let mut reader = Arriving::new(Arc::new(Arrival::new(stop.clone())), 6);
+        stop.set();
+        let error = reader.read(&mut [0; 3]).unwrap_err();
+        assert!(error.get_ref().is_some());
+    }
+}

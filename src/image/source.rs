@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::digest::Digest;
+use super::store::LayerId;
 
 /// One layer, somewhere in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,11 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
+    /// What is remembered of it.
+    pub fn id(&self) -> LayerId {
+        LayerId { digest: self.digest, diff_id: self.diff_id, size: self.length }
+    }
+
     /// The layer's bytes as they lie there.
     pub fn open(&self) -> Result<Take<File>> {
         let cannot = || format!("cannot read {}", self.path.display());

@@ -404,7 +404,7 @@ fn what_a_guest_deletes_comes_back_to_the_host() {
     let row = |line: &str| line.split_whitespace().take(2).eq(["vm", "web"]);
     assert!(shown.lines().any(row), "{shown}");
     let usage = host.json(&["df", "--json"]);
-    assert_eq!(usage["images"][0]["vms"], serde_json::json!(["web"]));
+    assert_eq!(usage["images"][0]["used_by"], serde_json::json!(["web"]));
     assert!(usage["vms"][0]["overlay"].as_u64().unwrap() < full, "{usage}");
 }
 

@@ -2,15 +2,15 @@
 //! one under the cursor last.
 //!
 //! It knows commands and options from the same declarations as the parser. A positional called `name` is a VM's name, one
-//! called `place` may be in a VM, one called `shell` is a shell, and the rest is left to the shell's own completion of
+//! called `place` may be in a VM, one called `image` is an image that is here, one called `shell` is a shell, and the rest is left to the shell's own completion of
 //! files. Of the VMs those are offered for which the command would do something.
 
 use anyhow::Result;
 use argh::{ArgsInfo, CommandInfoWithArgs, FlagInfo, FlagInfoKind, FromArgs, Optionality};
 
 use super::{Puter, output};
-use crate::image::Store;
 use crate::vm::home::Home;
+use crate::vm::images;
 use crate::vm::machine::{Action, Command};
 use crate::vm::snapshots;
 use crate::vm::state::{Vm, load_all};
@@ -76,12 +76,8 @@ impl Known for Here {
 
     fn images(&self) -> Vec<String> {
         let list = || -> Result<Vec<String>> {
-            let images = Home::from_env()?.images();
-            // To look is not to make.
-            if !images.is_dir() {
-                return Ok(Vec::new());
-            }
-            Ok(Store::open(&images)?.list()?.into_iter().map(|image| image.reference.to_string()).collect())
+            let Some(store) = images::look(&Home::from_env()?) else { return Ok(Vec::new()) };
+            Ok(store.kept()?.into_iter().flat_map(|kept| kept.names).map(|name| name.to_string()).collect())
         };
         list().unwrap_or_default()
     }
@@ -184,6 +180,7 @@ fn values(option: &str, known: &dyn Known) -> Vec<(String, String)> {
         "--image" => known.images().into_iter().map(|image| (image, "image".to_string())).collect(),
         "--restart" => plain(&["no", "on-failure", "always"]),
         "--autostart" | "--isolate" => plain(&["yes", "no"]),
+        "--platform" => plain(&["linux/amd64", "linux/arm64"]),
         "--kernel" | "--initrd" | "--mount" => plain(&[FILES]),
         _ => Vec::new(),
     }
@@ -214,6 +211,10 @@ fn positional(name: &str, command: &CommandInfoWithArgs, given: &[&str], known: 
             let of = known.vms().into_iter().filter(|vm| given.first() == Some(&vm.name.as_str()));
             let specs = of.flat_map(|vm| vm.ports).map(|port| (port.to_string(), String::new()));
             specs.filter(|(word, _)| !given.contains(&word.as_str())).collect()
+        }
+        "image" => {
+            let images = known.images().into_iter().filter(|image| !given.contains(&image.as_str()));
+            images.map(|image| (image, "image".to_string())).collect()
         }
         "new" | "spec" => Vec::new(),
         "name" | "names" => vms(""),
@@ -317,6 +318,13 @@ mod tests {
             ("port remove db ", &[]),
             ("start web --publish ", &[]),
             ("set db --pub", &["--publish"]),
+            ("image p", &["pull", "prune"]),
+            ("image delete ", &["localhost:5000/puter/debian"]),
+            ("image inspect local", &["localhost:5000/puter/debian"]),
+            ("image inspect localhost:5000/puter/debian ", &[]),
+            ("image pull --platform linux/ar", &["linux/arm64"]),
+            ("image prune --d", &["--dry-run"]),
+            ("image prune ", &[]),
             ("list --", &["--help", "--json"]),
             ("list --json --", &["--help"]),
             ("nonsense ", &[]),

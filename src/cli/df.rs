@@ -5,7 +5,7 @@ use argh::{ArgsInfo, FromArgs};
 
 use super::output;
 use crate::vm::home::Home;
-use crate::vm::settings::show_size;
+use crate::vm::settings::{Settings, show_size};
 use crate::vm::usage::usage;
 
 /// Show who owns which bytes: images, VMs, snapshots.
@@ -21,14 +21,16 @@ impl Df {
     pub fn run(self) -> Result<()> {
         let home = Home::from_env()?;
         home.prepare()?;
-        let usage = usage(&home)?;
+        let usage = usage(&home, &Settings::load()?)?;
         if self.json {
             return output::print_json(&usage);
         }
         let mut rows = vec![["KIND", "NAME", "USED", "OF", "USED BY"].map(String::from)];
         for image in &usage.images {
-            let users = if image.vms.is_empty() { "-".to_string() } else { image.vms.join(" ") };
-            rows.push(["image".into(), image.reference.clone(), show_size(image.used), "-".into(), users]);
+            let users = if image.used_by.is_empty() { "-".to_string() } else { image.used_by.join(" ") };
+            // A tag that has moved on leaves an image without a name.
+            let name = image.reference.clone().unwrap_or_else(|| image.digest.chars().take(19).collect());
+            rows.push(["image".into(), name, show_size(image.used), "-".into(), users]);
         }
         let mut row = |kind: &str, name: &str, used: u64, of: String| {
             rows.push([kind.into(), name.into(), show_size(used), of, "-".into()]);
@@ -49,7 +51,10 @@ impl Df {
         row("other", "-", usage.other, "-".into());
         output::print(&output::table(&rows));
         let (total, free) = (show_size(usage.total), show_size(usage.free));
-        output::print(&format!("\n{total} in all, {free} free; {} in images that no VM uses", show_size(usage.unused)));
+        output::print(&format!(
+            "\n{total} in all, {free} free; `puter image prune` would give back {}",
+            show_size(usage.unused)
+        ));
         Ok(())
     }
 }

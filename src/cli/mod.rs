@@ -11,6 +11,7 @@ mod df;
 mod diff;
 mod doctor;
 mod exec;
+mod image;
 mod info;
 mod init;
 mod list;
@@ -75,6 +76,7 @@ enum Command {
     Logs(logs::Logs),
     Console(console::Console),
     Port(port::Port),
+    Image(image::Image),
     Daemon(daemon::Daemon),
     Df(df::Df),
     Doctor(doctor::Doctor),
@@ -157,6 +159,7 @@ impl Command {
             Command::Logs(command) => command.run(),
             Command::Console(command) => command.run(),
             Command::Port(command) => command.run(),
+            Command::Image(command) => command.run(),
             Command::Daemon(command) => command.run(),
             Command::Df(command) => command.run(),
             Command::Doctor(command) => command.run(),

@@ -18,6 +18,7 @@ use super::files::{self, Directory};
 use super::http::{Transport, text_header};
 use super::manifest::Descriptor;
 use super::registry::Registry;
+use crate::failpoint::reach;
 
 const CHUNK: usize = 128 << 10;
 /// A connection that brought this much before it broke does not count as a failed try.
@@ -109,7 +110,9 @@ fn download(
         fetch(registry, layer, &mut file, retries, &advance, events)
             .with_context(|| format!("layer {}", layer.digest.short()))?;
         file.sync_all().with_context(cannot)?;
+        reach("image pull: layer fetched");
         files::rename(&path, &directory.blob(&layer.digest))?;
+        reach("image pull: layer here");
     }
     arrival.end(directory.blob(&layer.digest));
     let _ = events.send(Event::End(layer.digest));

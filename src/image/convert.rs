@@ -18,6 +18,7 @@ use super::kernel;
 use super::progress::{Cancelled, Progress, PullOptions, Stage};
 use super::source::{Layer, Plan};
 use super::store::{Record, VERSION};
+use crate::failpoint::reach;
 
 const CHUNK: usize = 256 << 10;
 /// Chunks between the threads: this bounds the memory, whatever the layer.
@@ -90,6 +91,7 @@ pub(crate) fn convert(
         init: first(&INITS),
         agent: first(&AGENTS),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        layers: plan.layers.iter().map(Layer::id).collect(),
     };
     disk.set_permissions(Permissions::from_mode(0o444)).with_context(cannot)?;
     disk.sync_all().with_context(cannot)?;
@@ -104,7 +106,10 @@ pub(crate) fn convert(
         files::rename(&target, &grave)?;
         files::remove(&grave);
     }
-    files::rename(&work, &target)
+    reach("image pull: disk made");
+    files::rename(&work, &target)?;
+    reach("image pull: disk here");
+    Ok(())
 }
 
 /// A file system's UUID: of the image's digest, so that a conversion gives the same bytes again (RFC 9562, version 8).

@@ -26,6 +26,6 @@ pub mod tar;
 mod url;
 
 pub use digest::Digest;
-pub use progress::{Progress, PullOptions, Stage, is_cancelled};
+pub use progress::{Progress, PullOptions, Stage, host_architecture, is_cancelled};
 pub use reference::Reference;
-pub use store::{Hold, Image, Removed, Store};
+pub use store::{Gone, Hold, Image, Kept, LayerId, Removed, Store, Target};

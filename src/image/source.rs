@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use super::arrival::{Arrival, Arriving};
 use super::digest::{Digest, Hasher};
+use super::store::LayerId;
 
 /// One layer, somewhere in a file.
 #[derive(Debug, Clone)]
@@ -25,6 +26,11 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
+    /// What is remembered of it.
+    pub fn id(&self) -> LayerId {
+        LayerId { digest: self.digest, diff_id: self.diff_id, size: self.length }
+    }
+
     /// The layer's bytes as they lie there, or as they arrive.
     pub fn open(&self) -> Result<Box<dyn Read + Send>> {
         if let Some(arrival) = &self.arrival {

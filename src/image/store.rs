@@ -10,6 +10,9 @@
 //!
 //! Content appears under its final name by a rename after fsync, so what is there is whole.
 
+mod find;
+mod removal;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,11 +21,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+pub use find::{Kept, Target};
+pub use removal::{Gone, Removed};
+
 use super::files::{self, Directory};
 use super::{Digest, Progress, PullOptions, Reference, pull};
+use crate::failpoint::reach;
 
 /// The version of `image.json` and of what the conversion makes; a disk of another version is made anew.
 pub(crate) const VERSION: u32 = 1;
+
+/// Names written by this process.
+static NAMED: AtomicU64 = AtomicU64::new(0);
 
 /// The directory `images/` of puter's home.
 #[derive(Debug, Clone)]
@@ -45,14 +55,31 @@ pub struct Image {
     pub disk_size: u64,
     /// The kernel found in the image's /boot.
     pub kernel: Option<PathBuf>,
+    /// The path inside the image that it was taken from. The image's maker chose it: it may hold anything.
+    pub kernel_name: Option<String>,
     /// The initrd that belongs to `kernel`.
     pub initrd: Option<PathBuf>,
+    /// The path inside the image that it was taken from.
+    pub initrd_name: Option<String>,
     /// The path of the init inside the image.
     pub init: Option<String>,
     /// The path of puter-agent inside the image.
     pub agent: Option<String>,
     /// When the image was converted, in seconds since 1970.
     pub created: u64,
+    /// The layers that it was made of; none where an older puter made it.
+    pub layers: Vec<LayerId>,
+}
+
+/// A layer of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerId {
+    /// The digest of its compressed bytes, where it came with one.
+    pub digest: Option<Digest>,
+    /// The digest of the decompressed bytes.
+    pub diff_id: Digest,
+    /// Compressed bytes.
+    pub size: u64,
 }
 
 /// `image.json`: what the conversion found.
@@ -68,6 +95,8 @@ pub(crate) struct Record {
     pub init: Option<String>,
     pub agent: Option<String>,
     pub created: u64,
+    #[serde(default)]
+    pub layers: Vec<LayerId>,
 }
 
 /// A file of `refs/`.
@@ -81,31 +110,29 @@ struct Named {
 #[derive(Debug)]
 pub struct Hold(#[expect(dead_code, reason = "the lock lives as long as the file is open")] File);
 
-/// What [`Store::prune`] or [`Store::delete`] took away.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Removed {
-    /// The images, by digest, with the references that named them.
-    pub images: BTreeMap<Digest, Vec<Reference>>,
-    /// Bytes of storage given back.
-    pub bytes: u64,
-}
-
 impl Image {
     /// Fails with what the image lacks to be a machine of puter's: an init, puter-agent.
     pub fn check_bootable(&self) -> Result<()> {
-        let (missing, remedy) = match (&self.init, &self.agent) {
-            (Some(_), Some(_)) => return Ok(()),
-            (None, Some(_)) => ("an init (/sbin/init, /lib/systemd/systemd or /init)", "install systemd in yours"),
-            (Some(_), None) => (
-                "puter-agent (/usr/bin/puter-agent or /usr/local/bin/puter-agent)",
-                "add the agent and its service to yours",
-            ),
-            (None, None) => ("an init and puter-agent", "add systemd, the agent and its service to yours"),
+        let Some(missing) = self.lacks() else { return Ok(()) };
+        let remedy = match (&self.init, &self.agent) {
+            (None, Some(_)) => "install systemd in yours",
+            (Some(_), _) => "add the agent and its service to yours",
+            (None, None) => "add systemd, the agent and its service to yours",
         };
         bail!(
             "image '{}' is no machine: it lacks {missing}; use an image made for puter, or {remedy} (see packaging/guest)",
             self.reference
         )
+    }
+
+    /// What it lacks to be a machine, in words.
+    pub fn lacks(&self) -> Option<&'static str> {
+        match (&self.init, &self.agent) {
+            (Some(_), Some(_)) => None,
+            (None, Some(_)) => Some("an init (/sbin/init, /lib/systemd/systemd or /init)"),
+            (Some(_), None) => Some("puter-agent (/usr/bin/puter-agent or /usr/local/bin/puter-agent)"),
+            (None, None) => Some("an init and puter-agent"),
+        }
     }
 
     /// The image's configuration as its maker wrote it (OCI image spec, "Image Configuration").
@@ -120,9 +147,20 @@ impl Store {
     /// Opens the store in `directory` (usually `images/` of puter's home), creates what is missing, and removes what
     /// a killed pull left.
     pub fn open(directory: &Path) -> Result<Store> {
-        let directory = Directory::create(directory)?;
-        directory.clean()?;
-        Ok(Store { directory })
+        let store = Store { directory: Directory::create(directory)? };
+        store.clean()?;
+        Ok(store)
+    }
+
+    /// The store in `directory` for one who only looks: `None` where there is none. It can be on a read-only disk.
+    pub fn look(directory: &Path) -> Option<Store> {
+        if !directory.join("disks").is_dir() {
+            return None;
+        }
+        let store = Store { directory: Directory { root: directory.to_path_buf() } };
+        // What cannot be cleaned up stays for one who writes.
+        let _ = store.clean();
+        Some(store)
     }
 
     /// The image that `reference` named when it was last pulled; asks no registry.
@@ -151,11 +189,14 @@ impl Store {
             architecture: record.architecture,
             disk: directory.join("disk.raw"),
             disk_size: record.disk_size,
-            kernel: record.kernel.map(|_| directory.join("vmlinuz")),
-            initrd: record.initrd.map(|_| directory.join("initrd")),
+            kernel: record.kernel.is_some().then(|| directory.join("vmlinuz")),
+            kernel_name: record.kernel,
+            initrd: record.initrd.is_some().then(|| directory.join("initrd")),
+            initrd_name: record.initrd,
             init: record.init,
             agent: record.agent,
             created: record.created,
+            layers: record.layers,
         }))
     }
 
@@ -186,20 +227,6 @@ impl Store {
         }
     }
 
-    /// All images, each once per reference that names it, in the order of their names.
-    pub fn list(&self) -> Result<Vec<Image>> {
-        let mut names = self.names()?;
-        let mut images = vec![];
-        for digest in self.digests()? {
-            let references = names.remove(&digest).unwrap_or_else(|| vec![unnamed(&digest)]);
-            for reference in references {
-                images.extend(self.by_digest(&digest, Some(reference))?);
-            }
-        }
-        images.sort_by(|a, b| a.reference.cmp(&b.reference));
-        Ok(images)
-    }
-
     /// Bytes of storage that an image's directory takes.
     pub fn usage(&self, digest: &Digest) -> u64 {
         size_on_disk(&self.directory.disk(digest))
@@ -226,80 +253,6 @@ impl Store {
         }
     }
 
-    /// Forgets `reference`, and deletes its image if no other reference names it.
-    ///
-    /// `users` tells who needs an image; it is asked under the lock that [`Store::hold`] shares.
-    ///
-    /// # Errors
-    /// When the reference is not here, the image is needed (names by whom), or another command uses the store.
-    pub fn delete(&self, reference: &Reference, users: &dyn Fn(&Digest) -> Result<Vec<String>>) -> Result<Removed> {
-        let reference = reference.absolute().context("cannot find the working directory")?;
-        let _lock = self.exclusive()?;
-        let Some(image) = self.get(&reference)? else {
-            bail!("there is no image '{reference}' here: 'puter image list' shows those that are");
-        };
-        let others = self.names()?.remove(&image.digest).unwrap_or_default();
-        let mut removed = Removed::default();
-        if others.iter().all(|other| *other == reference) {
-            let needed = users(&image.digest)?;
-            if !needed.is_empty() {
-                bail!("image '{reference}' is needed by {}: delete those first", needed.join(", "));
-            }
-            removed.bytes = self.remove_disk(&image.digest)?;
-        }
-        files::remove(&self.directory.reference(&reference.to_string()));
-        removed.images.insert(image.digest, vec![reference]);
-        self.directory.clean_locked();
-        Ok(removed)
-    }
-
-    /// Deletes every image that `users` names nobody for, and all cached layers.
-    pub fn prune(&self, users: &dyn Fn(&Digest) -> Result<Vec<String>>) -> Result<Removed> {
-        let _lock = self.exclusive()?;
-        let mut names = self.names()?;
-        let mut removed = Removed::default();
-        for digest in self.digests()? {
-            if users(&digest)?.is_empty() {
-                removed.bytes += self.remove_disk(&digest)?;
-                removed.images.insert(digest, names.remove(&digest).unwrap_or_default());
-            }
-        }
-        // References to what is gone now, or was gone or damaged before.
-        for entry in fs::read_dir(self.directory.root.join("refs")).into_iter().flatten().flatten() {
-            let named = fs::read(entry.path()).ok().and_then(|bytes| serde_json::from_slice::<Named>(&bytes).ok());
-            if named.is_none_or(|named| !self.directory.disk(&named.digest).exists()) {
-                files::remove(&entry.path());
-            }
-        }
-        for entry in fs::read_dir(self.directory.root.join("blobs/sha256")).into_iter().flatten().flatten() {
-            removed.bytes += size_on_disk(&entry.path());
-            files::remove(&entry.path());
-        }
-        self.directory.clean_locked();
-        Ok(removed)
-    }
-
-    fn exclusive(&self) -> Result<File> {
-        for _ in 0..50 {
-            if let Some(lock) = self.directory.try_lock(true)? {
-                return Ok(lock);
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-        bail!("another command is using the images: wait for it to end and try again")
-    }
-
-    /// Takes a disk away at once (by a rename), then its bytes.
-    fn remove_disk(&self, digest: &Digest) -> Result<u64> {
-        let path = self.directory.disk(digest);
-        let bytes = size_on_disk(&path);
-        let grave = self.directory.temporary(&format!("deleted-{}", digest.hex()));
-        files::remove(&grave);
-        files::rename(&path, &grave)?;
-        files::remove(&grave);
-        Ok(bytes)
-    }
-
     /// What is known about a disk that is here, whole and of this version.
     pub(crate) fn record(&self, digest: &Digest) -> Result<Option<Record>> {
         let directory = self.directory.disk(digest);
@@ -318,12 +271,13 @@ impl Store {
             return Ok(());
         }
         let stem = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        // Two threads of one process may name the same.
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let (process, number) = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let temporary = self.directory.temporary(&format!("ref-{process}-{number}-{stem}"));
+        // Threads of one process may name the same image at once, when several VMs start.
+        let number = NAMED.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.directory.temporary(&format!("ref-{}-{number}-{stem}", std::process::id()));
         files::write_synced(&temporary, &bytes)?;
-        files::rename(&temporary, &path)
+        files::rename(&temporary, &path)?;
+        reach("image pull: named");
+        Ok(())
     }
 
     fn names(&self) -> Result<BTreeMap<Digest, Vec<Reference>>> {

@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod exec;
 pub mod files;
 pub mod home;
+pub mod images;
 pub mod init;
 pub mod key;
 pub mod lifecycle;

@@ -9,8 +9,9 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::home::Home;
+use super::images;
+use super::settings::Settings;
 use super::state::{Vm, load_all};
-use crate::image::Store;
 
 /// Everything that puter keeps, in bytes that the disk really holds.
 #[derive(Clone, Debug, Serialize)]
@@ -23,7 +24,7 @@ pub struct Usage {
     /// The rest: the installed kernel, keys, state, puterd's log.
     pub other: u64,
     pub total: u64,
-    /// What `puter image prune` would give back: images that no VM uses.
+    /// What `puter image prune` would give back: images that nobody needs, and the layers.
     pub unused: u64,
     /// What the file system has left for its user.
     pub free: u64,
@@ -32,11 +33,12 @@ pub struct Usage {
 /// An image's share.
 #[derive(Clone, Debug, Serialize)]
 pub struct ImageUse {
-    pub reference: String,
+    /// The first of its names; none where its tag has moved on.
+    pub reference: Option<String>,
     pub digest: String,
     pub used: u64,
-    /// The VMs that stand on it.
-    pub vms: Vec<String>,
+    /// The VMs and snapshots that stand on it.
+    pub used_by: Vec<String>,
 }
 
 /// A snapshot's share. Blocks that the file system shares with others count as if they were its own.
@@ -66,33 +68,27 @@ pub struct VmUse {
 ///
 /// # Errors
 /// When the directories cannot be read.
-pub fn usage(home: &Home) -> Result<Usage> {
+pub fn usage(home: &Home, settings: &Settings) -> Result<Usage> {
     let all = load_all(home)?;
-    let store = Store::open(&home.images())?;
-    let default = super::init::default_digest(home);
-    let mut images = Vec::new();
-    for image in store.list()? {
-        let digest = image.digest.to_string();
-        let used = store.usage(&image.digest);
-        let vms = all.vms.iter().filter(|vm| vm.image.digest == digest).map(|vm| vm.name.clone()).collect();
-        images.push(ImageUse { reference: image.reference.to_string(), digest, used, vms });
-    }
-    // An image under two names is there once.
-    images.sort_by(|a, b| (&a.digest, &a.reference).cmp(&(&b.digest, &b.reference)));
-    images.dedup_by(|b, a| a.digest == b.digest);
+    let image = |entry: images::Entry| ImageUse {
+        reference: entry.kept.names.first().map(ToString::to_string),
+        digest: entry.kept.digest.to_string(),
+        used: entry.kept.used,
+        used_by: entry.users.iter().map(|user| user.name()).collect(),
+    };
+    let mut images: Vec<ImageUse> = images::list(home, settings)?.into_iter().map(image).collect();
     images.sort_by_key(|image| std::cmp::Reverse(image.used));
     let mut seen = HashSet::new();
     let vms: Vec<VmUse> = all.vms.iter().map(|vm| share(home, vm, &mut seen)).collect();
     let snapshots = snapshots(home)?;
-    let layers = store.cached();
+    let layers = images::look(home).map_or(0, |store| store.cached());
     let total = tree(home.root(), &mut HashSet::new());
     let known = layers
         + snapshots.iter().map(|snapshot| snapshot.used).sum::<u64>()
         + images.iter().map(|image| image.used).sum::<u64>()
         + vms.iter().map(|vm| vm.overlay + vm.logs).sum::<u64>();
-    let unused = images.iter().filter(|image| image.vms.is_empty() && default.as_ref() != Some(&image.digest));
     Ok(Usage {
-        unused: unused.map(|image| image.used).sum(),
+        unused: images::prune(home, settings, false, true)?.bytes(),
         other: total.saturating_sub(known),
         free: super::home::free_space(home.root())?,
         images,
@@ -165,7 +161,7 @@ mod tests {
         fs::write(&vm.overlay, vec![1; 200_000]).unwrap();
         fs::write(home.console_log("web"), vec![1; 50_000]).unwrap();
         vm.save(&home).unwrap();
-        let usage = usage(&home).unwrap();
+        let usage = usage(&home, &Settings::load().unwrap()).unwrap();
         let web = &usage.vms[0];
         assert!(web.overlay >= 200_000 && web.logs >= 50_000 && web.disk == 1 << 30, "{web:?}");
         assert!(usage.total >= web.overlay + web.logs && usage.free > 0);

@@ -244,11 +244,15 @@ fn what_is_here_is_not_asked_for_again_until_a_refresh() {
     assert_eq!(server.requests.lock().unwrap().len(), asked + 2);
 
     let store = Store::open(directory.path()).unwrap();
-    let reference = reference.parse().unwrap();
     let needed = |_: &Digest| Ok(vec!["VM 'a'".to_string()]);
     let error = store.delete(&reference, &needed).unwrap_err().to_string();
     assert_says(&error, &["is needed by VM 'a'"]);
-    assert!(store.prune(&needed).unwrap().images.is_empty());
+    let cached = store.cached();
+    assert!(cached > 0 && store.has_layer(&first.layers[0]));
+    assert_eq!(store.prunable(&needed).unwrap().bytes(), cached);
+    assert_eq!(store.cached(), cached, "it only tells");
+    let pruned = store.prune(&needed).unwrap();
+    assert_eq!((pruned.images.len(), pruned.layers, pruned.bytes()), (0, 1, cached));
     assert!(first.disk.exists());
     assert_eq!(store.cached(), 0);
     assert_eq!(store.list().unwrap(), [first]);
@@ -257,7 +261,7 @@ fn what_is_here_is_not_asked_for_again_until_a_refresh() {
     assert_says(&error, &["another command is using the images"]);
     drop(hold);
     let removed = store.delete(&reference, &|_| Ok(vec![])).unwrap();
-    assert!(removed.bytes > 3 << 20, "{removed:?}");
+    assert!(removed.bytes() > 3 << 20, "{removed:?}");
     assert_eq!(files(directory.path()), [""; 0]);
-    assert_eq!(store.get(&reference).unwrap(), None);
+    assert_eq!(store.get(&reference.parse().unwrap()).unwrap(), None);
 }

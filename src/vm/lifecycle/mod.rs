@@ -47,30 +47,49 @@ pub trait Observer: Sync {
     fn end(&self, vm: &str, step: &str, took: Duration);
     /// Something that the user should know.
     fn note(&self, vm: &str, text: &str);
-    /// Shows the progress of a pull.
-    fn pull(&self) -> &dyn image::Progress;
-    /// The pull is over, for good or ill.
-    fn pulled(&self);
+    /// Shows the progress of a pull of `what`, until it is dropped.
+    fn pull<'a>(&'a self, what: &str) -> Box<dyn image::Progress + 'a>;
 }
 
 impl Context<'_> {
-    /// Has the image, pulled where it is not here, and checks that it can be a machine.
+    /// Has the image, pulled where it is not here, and checks that it can be a machine. By its digest an image is found
+    /// among those that are here.
     pub(crate) fn pull(&self, store: &image::Store, text: &str, refresh: bool) -> Result<image::Image> {
-        let reference: image::Reference = text.parse().map_err(|why| anyhow::anyhow!("{why}"))?;
+        let image = match text.starts_with("sha256:") {
+            true => {
+                let digest = *store.find(text)?.digest();
+                let damaged = || anyhow::anyhow!("the image {text} is damaged: pull it again by its name");
+                store.by_digest(&digest, None)?.ok_or_else(damaged)?
+            }
+            false => {
+                let reference = text.parse().map_err(|why: image::reference::ReferenceError| anyhow::anyhow!(why))?;
+                self.fetch(store, &reference, refresh, None)?
+            }
+        };
+        image.check_bootable()?;
+        Ok(image)
+    }
+
+    /// Has the image, pulled where it is not here; without an architecture it is the host's.
+    pub(crate) fn fetch(
+        &self,
+        store: &image::Store,
+        reference: &image::Reference,
+        refresh: bool,
+        architecture: Option<&str>,
+    ) -> Result<image::Image> {
         let timeout = self.settings.registry_timeout;
         let defaults = PullOptions::default();
         let options = PullOptions {
             insecure: self.settings.insecure_registries.clone(),
             refresh,
+            architecture: architecture.map(String::from),
             connect_timeout: timeout.min(defaults.connect_timeout),
             idle_timeout: timeout,
             ..defaults
         };
-        let pulled = store.pull(&reference, &options, self.observer.pull());
-        self.observer.pulled();
-        let image = pulled?;
-        image.check_bootable()?;
-        Ok(image)
+        let progress = self.observer.pull(&reference.to_string());
+        store.pull(reference, &options, &*progress)
     }
 
     fn step<T>(&self, vm: &str, step: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -143,10 +162,9 @@ impl Observer for Silent {
     fn begin(&self, _: &str, _: &str) {}
     fn end(&self, _: &str, _: &str, _: Duration) {}
     fn note(&self, _: &str, _: &str) {}
-    fn pull(&self) -> &dyn image::Progress {
-        self
+    fn pull<'a>(&'a self, _: &str) -> Box<dyn image::Progress + 'a> {
+        Box::new(Silent)
     }
-    fn pulled(&self) {}
 }
 
 impl image::Progress for Silent {

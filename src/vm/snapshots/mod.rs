@@ -211,7 +211,7 @@ pub fn all(home: &Home, vm: Option<&str>) -> Result<All> {
 }
 
 /// The directories in a directory whose names begin with no dot; none where it is not there.
-fn names(directory: &Path) -> Result<Vec<String>> {
+pub(super) fn names(directory: &Path) -> Result<Vec<String>> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.with_context(|| format!("cannot read {}", directory.display()))?,

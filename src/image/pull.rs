@@ -18,7 +18,7 @@ use super::reference::{Reference, RegistryReference};
 use super::registry::{Registry, Stop};
 use super::source::{Layer, Plan, check_total};
 use super::store::{Hold, Store};
-use super::{convert, docker_archive, oci_layout};
+use super::{convert, docker_archive, mirror, oci_layout};
 
 /// How often the caller is asked whether it wants to go on.
 const TICK: Duration = Duration::from_millis(50);
@@ -69,23 +69,35 @@ pub(crate) fn pull(
 
 enum Source {
     Local(Plan),
-    Remote { registry: Arc<Registry>, manifest: Manifest, config: Vec<u8>, checked: manifest::Config },
+    /// `registries` begin with the one that had the manifest.
+    Remote {
+        stop: Stop,
+        registries: Arc<[Registry]>,
+        manifest: Manifest,
+        config: Vec<u8>,
+        checked: manifest::Config,
+    },
 }
 
 impl Source {
     fn registry(reference: &RegistryReference, options: &PullOptions, progress: &dyn Progress) -> Result<Source> {
         let stop = Stop::default();
-        let registry = Arc::new(Registry::new(reference, options, stop.clone()));
+        let places = mirror::places(reference, &options.mirrors)?;
+        let registries = places.iter().map(|place| Registry::new(place, options, stop.child())).collect();
         let architecture = options.architecture().to_string();
-        let (worker, max_download) = (registry.clone(), options.max_download);
-        let (manifest, config, checked) = apart(stop, progress, move |_| {
-            let manifest = resolve(&worker, &architecture)?;
-            check_total(manifest.layers.iter().map(|layer| layer.size), max_download)?;
-            let config = small_blob(&worker, &manifest)?;
-            let checked = manifest::parse_config(&config, manifest.layers.len(), &architecture)?;
-            Ok((manifest, config, checked))
+        let max_download = options.max_download;
+        let (registries, (manifest, config, checked)) = apart(stop.clone(), progress, move |events| {
+            let registries: Vec<Registry> = registries;
+            let (at, found) = mirror::first(&registries, events, |registry| {
+                let manifest = resolve(registry, &architecture)?;
+                check_total(manifest.layers.iter().map(|layer| layer.size), max_download)?;
+                let config = small_blob(registry, &manifest)?;
+                let checked = manifest::parse_config(&config, manifest.layers.len(), &architecture)?;
+                Ok((manifest, config, checked))
+            })?;
+            Ok((registries.into_iter().skip(at).collect(), found))
         })?;
-        Ok(Source::Remote { registry, manifest, config, checked })
+        Ok(Source::Remote { stop, registries, manifest, config, checked })
     }
 
     fn digest(&self) -> Digest {
@@ -102,15 +114,19 @@ impl Source {
         hold: &Arc<Hold>,
         progress: &dyn Progress,
     ) -> Result<Plan> {
-        let (registry, manifest, config, checked) = match self {
+        let (stop, registries, manifest, config, checked) = match self {
             Source::Local(plan) => return Ok(plan),
-            Source::Remote { registry, manifest, config, checked } => (registry, manifest, config, checked),
+            Source::Remote { stop, registries, manifest, config, checked } => {
+                (stop, registries, manifest, config, checked)
+            }
         };
         progress.stage(Stage::Downloading);
         let (target, parallel, retries) = (directory.clone(), options.parallel, options.retries);
         let (layers, hold) = (manifest.layers.clone(), hold.clone());
-        apart(registry.stop.clone(), progress, move |events| {
-            let result = blob::download_all(&registry, &target, &layers, parallel, retries, events);
+        apart(stop, progress, move |events| {
+            let result = mirror::first(&registries, events, |registry| {
+                blob::download_all(registry, &target, &layers, parallel, retries, events)
+            });
             drop(hold);
             result
         })?;

@@ -61,6 +61,8 @@ impl Context<'_> {
         let defaults = PullOptions::default();
         let options = PullOptions {
             insecure: self.settings.insecure_registries.clone(),
+            ca: self.settings.registry_ca.clone(),
+            mirrors: self.settings.registry_mirrors.clone(),
             refresh,
             connect_timeout: timeout.min(defaults.connect_timeout),
             idle_timeout: timeout,

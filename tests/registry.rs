@@ -4,6 +4,7 @@ mod registry {
     pub mod child;
     pub mod hostile;
     pub mod image;
+    pub mod login;
     pub mod mirror;
     pub mod odds;
     pub mod patience;

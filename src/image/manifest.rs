@@ -59,6 +59,8 @@ struct RawDescriptor {
     media_type: String,
     platform: Option<RawPlatform>,
     #[serde(default)]
+    urls: Vec<String>,
+    #[serde(default)]
     annotations: std::collections::BTreeMap<String, String>,
 }
 
@@ -101,7 +103,7 @@ impl RawDescriptor {
 pub(crate) fn parse(bytes: &[u8], content_type: &str, architecture: &str) -> Result<Document> {
     let raw: Raw = match serde_json::from_slice(bytes) {
         Ok(raw) => raw,
-        Err(error) => bail!("{}: {error}", not_json(bytes, "a manifest")),
+        Err(error) => bail!("{}: {}", not_json(bytes, "a manifest"), clip(&error.to_string())),
     };
     let media_type = if raw.media_type.is_empty() { content_type } else { &raw.media_type };
     if raw.schema_version == 1 || media_type.contains("manifest.v1+prettyjws") {
@@ -120,13 +122,58 @@ pub(crate) fn parse(bytes: &[u8], content_type: &str, architecture: &str) -> Res
         config.media_type.as_str(),
         "" | "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"
     ) {
-        bail!("it is no image but an artifact (configuration type '{}')", clip(&config.media_type));
+        bail!(
+            "it is no image but {} (configuration type '{}'): a machine needs a container image",
+            artifact(&config.media_type),
+            clip(&config.media_type)
+        );
     }
     if layers.len() > MAX_LAYERS {
         bail!("it has {} layers: more than {MAX_LAYERS} are refused", layers.len());
     }
+    for (number, layer) in layers.iter().enumerate() {
+        check_layer(layer).with_context(|| format!("layer {}", number + 1))?;
+    }
     let layers = layers.iter().map(RawDescriptor::check).collect::<Result<Vec<_>>>()?;
     Ok(Document::Image(Manifest { digest: Digest::of(bytes), config: config.check()?, layers }))
+}
+
+/// What an artifact is, by its configuration's type.
+fn artifact(media_type: &str) -> &'static str {
+    match media_type {
+        _ if media_type.contains(".helm.") => "a Helm chart",
+        _ if media_type.contains(".wasm.") => "a WebAssembly module",
+        _ if media_type.contains(".cosign.") || media_type.contains(".sigstore.") => "a signature",
+        _ if media_type.contains(".docker.plugin.") => "a plugin of docker's",
+        _ => "an artifact",
+    }
+}
+
+/// Refuses a layer that is no archive of files which can be had and read.
+fn check_layer(layer: &RawDescriptor) -> Result<()> {
+    let kind = layer.media_type.as_str();
+    if kind.contains("nondistributable") || kind.contains(".foreign.") {
+        let place = layer.urls.first().map_or("nowhere".to_string(), |url| clip(url));
+        bail!(
+            "it is not in the registry but at an address of its maker's ({place}), as those of Windows are: \
+             puter takes layers from registries only; use an image whose layers are all there"
+        );
+    }
+    if kind.ends_with("+encrypted") {
+        bail!("it is encrypted: decrypt the image with 'skopeo copy --decryption-key' first");
+    }
+    let archive = kind
+        .strip_prefix("application/vnd.oci.image.layer.v1.tar")
+        .or_else(|| kind.strip_prefix("application/vnd.docker.image.rootfs.diff.tar"));
+    match archive {
+        Some("" | "+gzip" | "+zstd" | ".gzip" | ".zstd") => Ok(()),
+        None if kind.is_empty() => Ok(()),
+        Some(form) => bail!(
+            "it is compressed in a way that puter does not know ('{}'): push the image again with gzip or zstd",
+            clip(form.trim_start_matches(['+', '.']))
+        ),
+        None => bail!("it holds no files of a machine but '{}': is it an image at all?", clip(kind)),
+    }
 }
 
 /// Explains a document that is not JSON: a web page where an API was expected is the usual case.
@@ -227,7 +274,7 @@ pub(crate) fn parse_config(bytes: &[u8], layers: usize, architecture: &str) -> R
     }
     let raw: RawConfig = match serde_json::from_slice(bytes) {
         Ok(raw) => raw,
-        Err(error) => bail!("{}: {error}", not_json(bytes, "an image configuration")),
+        Err(error) => bail!("{}: {}", not_json(bytes, "an image configuration"), clip(&error.to_string())),
     };
     if !matches!(raw.os.as_str(), "" | "linux") {
         bail!("it is made for {}, not for linux", clip(&raw.os));
@@ -290,13 +337,69 @@ mod tests {
         let helm = format!(
             r#"{{"config":{{"digest":"{A}","size":2,"mediaType":"application/vnd.cncf.helm.config.v1+json"}},"layers":[]}}"#
         );
-        fails(parse(helm.as_bytes(), "", "amd64"), "no image but an artifact");
+        fails(
+            parse(helm.as_bytes(), "", "amd64"),
+            "no image but a Helm chart (configuration type 'application/vnd.cncf",
+        );
+        fails(parse(helm.replace("cncf.helm", "x").as_bytes(), "", "amd64"), "no image but an artifact");
         let negative = format!(r#"{{"config":{{"digest":"{A}","size":-2}},"layers":[]}}"#);
         fails(parse(negative.as_bytes(), "", "amd64"), "negative size");
         fails(parse(br#"{"config":{"digest":"sha256:..","size":2},"layers":[]}"#, "", "amd64"), "bad digest");
         let layer = format!(r#"{{"digest":"{A}","size":1}},"#).repeat(600);
         let many = format!(r#"{{"config":{{"digest":"{A}","size":2}},"layers":[{}]}}"#, layer.trim_end_matches(','));
         fails(parse(many.as_bytes(), "", "amd64"), "600 layers");
+    }
+
+    #[test]
+    fn layers_that_are_no_archive_are_refused_with_the_reason() {
+        let with = |kind: &str| {
+            format!(
+                r#"{{"config":{{"digest":"{A}","size":2}},"layers":[{{"digest":"{B}","size":1}},
+                {{"digest":"{A}","size":1,"mediaType":"{kind}","urls":["https://go.example/layer\u001b[2J"]}}]}}"#
+            )
+        };
+        let (oci, docker) = ("application/vnd.oci.image.layer", "application/vnd.docker.image.rootfs");
+        for kind in ["v1.tar", "v1.tar+gzip", "v1.tar+zstd"] {
+            assert!(parse(with(&format!("{oci}.{kind}")).as_bytes(), "", "amd64").is_ok(), "{kind}");
+        }
+        for kind in ["diff.tar", "diff.tar.gzip", "diff.tar.zstd"] {
+            assert!(parse(with(&format!("{docker}.{kind}")).as_bytes(), "", "amd64").is_ok(), "{kind}");
+        }
+        for (kind, reason) in [
+            (format!("{docker}.foreign.diff.tar.gzip"), "layer 2: it is not in the registry but at"),
+            (format!("{oci}.nondistributable.v1.tar+gzip"), "(https://go.example/layer\u{fffd}[2J)"),
+            (format!("{oci}.v1.tar+gzip+encrypted"), "layer 2: it is encrypted"),
+            (format!("{oci}.v1.tar+lz4"), "in a way that puter does not know ('lz4')"),
+            ("application/vnd.in-toto+json".into(), "no files of a machine but 'application/vnd.in-toto+json'"),
+        ] {
+            fails(parse(with(&kind).as_bytes(), "", "amd64"), reason);
+        }
+    }
+
+    #[test]
+    fn errors_are_short_and_deep_documents_no_danger() {
+        let long = "\\u001b".repeat(1 << 19);
+        for text in [
+            format!(r#"{{"schemaVersion":"{long}"}}"#),
+            format!(r#"{{"mediaType":"{long}"}}"#),
+            format!(r#"{{"manifests":[{{"digest":"{long}","size":1}}]}}"#),
+            format!(r#"{{"manifests":[{{"digest":"{A}","size":1,"platform":{{"os":"{long}","architecture":"x"}}}}]}}"#),
+            format!(r#"{{"config":{{"digest":"{A}","size":1,"mediaType":"{long}"}},"layers":[]}}"#),
+            format!(
+                r#"{{"config":{{"digest":"{A}","size":1}},"layers":[{{"digest":"{A}","size":1,"mediaType":"{long}"}}]}}"#
+            ),
+            format!("[{}", "[".repeat(1 << 20)),
+            format!(r#"{{"manifests":{}"#, "[".repeat(1 << 20)),
+        ] {
+            for result in
+                [parse(text.as_bytes(), "", "amd64").map(drop), parse_config(text.as_bytes(), 1, "amd64").map(drop)]
+            {
+                let error = format!("{:#}", result.unwrap_err());
+                assert!(error.chars().count() < 700 && !error.contains('\u{1b}'), "{}", error.len());
+            }
+        }
+        let unknown = format!(r#"{{"x":{}1{},"manifests":[]}}"#, "[".repeat(1 << 20), "]".repeat(1 << 20));
+        fails(parse(unknown.as_bytes(), "", "amd64"), "it offers nothing");
     }
 
     #[test]

@@ -115,14 +115,16 @@ fn fetch(registry: &Registry, layer: &Descriptor, file: &mut File, retries: u32,
     let mut hasher = Hasher::default();
     let mut done = 0;
     let mut failures = 0;
+    // The most that was ever here: a server that begins anew each time makes no progress.
+    let mut most = 0;
     while done < layer.size || done == 0 {
-        let before = done;
         match attempt(registry, layer, file, &mut hasher, &mut done, events) {
             Ok(()) => break,
             Err(error) => {
                 let Some(transport) = error.downcast_ref::<Transport>() else { return Err(error) };
-                if done >= before.saturating_add(PROGRESS) {
+                if done >= most + PROGRESS {
                     failures = 0;
+                    most = done;
                 }
                 // A registry that hangs has taken its time already.
                 let allowed = if transport.timeout { retries.min(1) } else { retries };

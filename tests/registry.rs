@@ -1,6 +1,7 @@
 //! Pulls, from hostile servers in this process and from a real registry.
 
 mod registry {
+    pub mod bombs;
     pub mod child;
     pub mod hostile;
     pub mod image;

@@ -54,10 +54,15 @@ pub(crate) fn convert(
     let cannot = || format!("cannot write {}", path.display());
     let disk = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
     let disk = disk.with_context(cannot)?;
-    let mut builder = Builder::new(disk.try_clone().with_context(cannot)?, uuid(&plan.digest))?;
+    let mut builder = Builder::new(disk.try_clone().with_context(cannot)?, uuid(&plan.digest), options.max_unpacked)?;
     apply_all(directory, plan, options, progress, &mut builder)?;
     progress.stage(Stage::Finishing);
-    let tree = builder.finish().context("cannot finish the file system")?;
+    let tree = builder.finish().inspect_err(|error| {
+        if !is_of_the_host(error) {
+            plan.layers.iter().for_each(|layer| forget(directory, layer));
+        }
+    });
+    let tree = tree.context("cannot finish the file system")?;
 
     let (kernel, initrd) = take_kernel(&tree, &work)?;
     let size = disk.metadata().with_context(cannot)?.len();
@@ -121,15 +126,20 @@ fn apply_all(
         });
         let sum = match outcome {
             Err(_) if progress.cancelled() => return Err(Cancelled.into()),
-            outcome => outcome.with_context(|| format!("layer {} of {}", number + 1, plan.layers.len()))?,
+            Ok(sum) => sum,
+            Err(error) => {
+                // A layer that cannot be used today cannot be used tomorrow, unless it was this host's doing.
+                if !is_of_the_host(&error) {
+                    forget(directory, layer);
+                }
+                return Err(error.context(format!("layer {} of {}", number + 1, plan.layers.len())));
+            }
         };
         let Some(sum) = sum else { bail!("the decompression ended without a word") };
         let wrong = layer.digest.is_some_and(|digest| digest != sum.packed) || sum.unpacked != layer.diff_id;
         if wrong {
             // Should the cache be damaged, the next pull fetches the layer anew.
-            if layer.path.starts_with(&directory.root) {
-                files::remove(&layer.path);
-            }
+            forget(directory, layer);
             bail!(
                 "layer {} is not what the image says: its decompressed content has the digest {} instead of {}; \
                  pull again, and if it stays so, the image is damaged where it comes from",
@@ -141,6 +151,18 @@ fn apply_all(
         room = room.saturating_sub(sum.length);
     }
     Ok(())
+}
+
+/// Whether a full disk or the like is the reason.
+fn is_of_the_host(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|one| one.raw_os_error().is_some()))
+}
+
+/// Takes a layer out of the cache, if it is there.
+fn forget(directory: &Directory, layer: &Layer) {
+    if layer.path.starts_with(&directory.root) {
+        files::remove(&layer.path);
+    }
 }
 
 /// The digests of a layer that was read to its end.

@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(trust.directories("reg.io:5000"), [directory.path().join("reg.io:5000")]);
         assert_eq!(trust.directories("registry-1.docker.io"), [directory.path().join("docker.io")]);
         for other in ["reg.io", "reg.io:5001", "..", ".", ""] {
-            assert_eq!(trust.directories(other), [PathBuf::new(); 0], "{other}");
+            assert!(trust.directories(other).is_empty(), "{other}");
         }
     }
 

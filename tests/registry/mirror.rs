@@ -73,7 +73,8 @@ fn the_error_is_the_registrys_when_nobody_has_the_image() {
     let mirror = Server::start(|_| Reply::new(404, ""));
     let registry = Server::start(|_| Reply::new(403, ""));
     let directory = tempfile::tempdir().unwrap();
-    let error = pulled(directory.path(), &registry, &with_mirrors(&registry, &[mirror.address.clone()])).unwrap_err();
+    let error = pulled(directory.path(), &registry, &with_mirrors(&registry, std::slice::from_ref(&mirror.address)))
+        .unwrap_err();
     assert_says(&error, &[&format!("{} does not let you pull 'app:1'", registry.address)]);
     assert_eq!(files(directory.path()), [""; 0]);
 }
@@ -86,7 +87,7 @@ fn a_pinned_digest_binds_the_mirror_too() {
     let mirror = Server::start(move |request| honest(&other, request));
     let registry = Server::start(move |request| honest(&sample, request));
     let directory = tempfile::tempdir().unwrap();
-    let options = with_mirrors(&registry, &[mirror.address.clone()]);
+    let options = with_mirrors(&registry, std::slice::from_ref(&mirror.address));
     let watch = Watch::default();
     let reference = format!("{}/app@{digest}", registry.address).parse().unwrap();
     let image = Store::open(directory.path()).unwrap().pull(&reference, &options, &watch).unwrap();

@@ -1,9 +1,16 @@
 //! Pulls, from hostile servers in this process and from a real registry.
 
 mod registry {
+    pub mod bombs;
+    pub mod child;
     pub mod hostile;
     pub mod image;
+    pub mod login;
+    pub mod mirror;
     pub mod odds;
+    pub mod patience;
+    pub mod proxy;
     pub mod real;
     pub mod server;
+    pub mod tls;
 }

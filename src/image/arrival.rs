@@ -33,6 +33,8 @@ struct State {
     bytes: u64,
     /// Where it is whole and verified.
     whole: Option<PathBuf>,
+    /// It began anew: what was read before may not be what is there now.
+    anew: bool,
 }
 
 impl Arrival {
@@ -47,12 +49,18 @@ impl Arrival {
 
     /// Its bytes come to `file`.
     pub fn begin(&self, file: File) {
-        self.state().file = Some(Arc::new(file));
+        let mut state = self.state();
+        state.anew |= state.file.is_some();
+        state.bytes = 0;
+        state.file = Some(Arc::new(file));
     }
 
     /// The first `bytes` are there.
     pub fn advance(&self, bytes: u64) {
-        self.state().bytes = bytes;
+        let mut state = self.state();
+        state.anew |= bytes < state.bytes;
+        state.bytes = bytes;
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -60,6 +68,11 @@ impl Arrival {
     pub fn end(&self, path: PathBuf) {
         self.state().whole = Some(path);
         self.changed.notify_all();
+    }
+
+    /// Whether one who read it as it came may have read something else than what it became.
+    pub fn began_anew(&self) -> bool {
+        self.state().anew
     }
 }
 
@@ -70,6 +83,7 @@ pub(crate) struct Arriving {
     arrival: Arc<Arrival>,
     length: u64,
     at: u64,
+    /// The whole layer.
     file: Option<Arc<File>>,
 }
 
@@ -83,9 +97,8 @@ impl Arriving {
         let mut state = self.arrival.state();
         loop {
             if let Some(path) = &state.whole {
-                let file = match self.file.take().or_else(|| state.file.clone()) {
+                let file = match self.file.take() {
                     Some(file) => file,
-                    // Another command downloaded it.
                     None => Arc::new(File::open(path)?),
                 };
                 self.file = Some(file.clone());
@@ -143,14 +156,17 @@ mod tests {
             arrival.begin(file.try_clone().unwrap());
             file.write_all(b"abcd").unwrap();
             arrival.advance(4);
+            assert!(!arrival.began_anew());
             // A server that knows no ranges sends all again.
             arrival.advance(0);
             file.write_all(b"ef").unwrap();
             arrival.advance(6);
+            arrival.end(path.clone());
             assert_eq!(read.join().unwrap(), (*b"abc", "def".to_string()));
+            assert!(arrival.began_anew());
         });
         let other = Arrival::new(Stop::default());
-        other.end(path);
+        other.end(path.clone());
         late.arrival = Arc::new(other);
         let mut all = String::new();
         late.read_to_string(&mut all).unwrap();

@@ -31,11 +31,9 @@ pub(crate) enum Event {
     Advance(Digest, u64),
     End(Digest),
     Note(String),
-    /// What ends the download; the other threads may need a while to notice.
-    Failed(anyhow::Error),
 }
 
-/// Downloads those of `layers` that `arrivals` has, lowest first. What fails is told as an event.
+/// Downloads those of `layers` that `arrivals` has, lowest first.
 pub(crate) fn download_all(
     registry: &Registry,
     directory: &Directory,
@@ -56,13 +54,15 @@ pub(crate) fn download_all(
     let _ = events.send(Event::Total(missing.len(), total));
     let workers = parallel.clamp(1, 16).min(missing.len());
     let queue = Mutex::new(missing);
+    let failure: Mutex<Option<anyhow::Error>> = Mutex::new(None);
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
                 let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                 while let Some((layer, arrival)) = next() {
                     if let Err(error) = download(registry, directory, layer, arrival, retries, events) {
-                        let _ = events.send(Event::Failed(error));
+                        // The first error is the cause; the others only say that they were stopped.
+                        failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
                         registry.stop.set();
                         return;
                     }
@@ -70,7 +70,10 @@ pub(crate) fn download_all(
             });
         }
     });
-    Ok(())
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
 }
 
 /// Removes the file unless it was given its final name.
@@ -130,14 +133,16 @@ fn fetch(
     let mut hasher = Hasher::default();
     let mut done = 0;
     let mut failures = 0;
+    // The most that was ever here: a server that begins anew each time makes no progress.
+    let mut most = 0;
     while done < layer.size || done == 0 {
-        let before = done;
         match attempt(registry, layer, file, &mut hasher, &mut done, advance) {
             Ok(()) => break,
             Err(error) => {
                 let Some(transport) = error.downcast_ref::<Transport>() else { return Err(error) };
-                if done >= before.saturating_add(PROGRESS) {
+                if done >= most + PROGRESS {
                     failures = 0;
+                    most = done;
                 }
                 // A registry that hangs has taken its time already.
                 let allowed = if transport.timeout { retries.min(1) } else { retries };

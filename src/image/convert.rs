@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use super::decompress::decompress;
 use super::digest::{Digest, Hasher};
@@ -45,6 +45,27 @@ pub(crate) trait Beside {
     fn stop(&self);
 }
 
+/// Why there is no disk.
+pub(crate) struct Failed {
+    pub error: anyhow::Error,
+    /// The numbers of the layers that may be the reason.
+    pub layers: Vec<usize>,
+}
+
+impl From<anyhow::Error> for Failed {
+    fn from(error: anyhow::Error) -> Failed {
+        Failed { error, layers: vec![] }
+    }
+}
+
+impl Failed {
+    /// Whether a full disk or the like is the reason.
+    pub fn is_of_the_host(&self) -> bool {
+        let of_the_kernel = |one: &io::Error| one.raw_os_error().is_some();
+        self.error.chain().any(|cause| cause.downcast_ref().is_some_and(of_the_kernel))
+    }
+}
+
 /// Removes the directory unless it was given its final name.
 struct Unfinished<'a>(&'a Path);
 
@@ -61,7 +82,7 @@ pub(crate) fn convert(
     options: &PullOptions,
     progress: &dyn Progress,
     beside: &dyn Beside,
-) -> Result<()> {
+) -> Result<(), Failed> {
     let work = directory.temporary(&format!("disk-{}", plan.digest.hex()));
     files::remove(&work);
     let made = DirBuilder::new().mode(0o700).create(&work);
@@ -72,11 +93,14 @@ pub(crate) fn convert(
     let cannot = || format!("cannot write {}", path.display());
     let disk = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
     let disk = disk.with_context(cannot)?;
-    let mut builder = Builder::new(disk.try_clone().with_context(cannot)?, uuid(&plan.digest))?;
-    apply_all(directory, plan, options, progress, beside, &mut builder)?;
+    let mut builder = Builder::new(disk.try_clone().with_context(cannot)?, uuid(&plan.digest), options.max_unpacked)?;
+    apply_all(plan, options, progress, beside, &mut builder)?;
     beside.wait()?;
     progress.stage(Stage::Finishing);
-    let tree = builder.finish().context("cannot finish the file system")?;
+    let tree = builder.finish().map_err(|error| Failed {
+        error: error.context("cannot finish the file system"),
+        layers: (0..plan.layers.len()).collect(),
+    })?;
 
     let (kernel, initrd) = take_kernel(&tree, &work)?;
     let size = disk.metadata().with_context(cannot)?.len();
@@ -96,7 +120,8 @@ pub(crate) fn convert(
     disk.set_permissions(Permissions::from_mode(0o444)).with_context(cannot)?;
     disk.sync_all().with_context(cannot)?;
     files::write_synced(&work.join("config.json"), &plan.config)?;
-    files::write_synced(&work.join("image.json"), &serde_json::to_vec_pretty(&record)?)?;
+    let record = serde_json::to_vec_pretty(&record).context("cannot write the image's record")?;
+    files::write_synced(&work.join("image.json"), &record)?;
     files::sync_directory(&work)?;
     let target = directory.disk(&plan.digest);
     if fs::symlink_metadata(&target).is_ok() {
@@ -122,13 +147,12 @@ fn uuid(digest: &Digest) -> [u8; 16] {
 }
 
 fn apply_all(
-    directory: &Directory,
     plan: &Plan,
     options: &PullOptions,
     progress: &dyn Progress,
     beside: &dyn Beside,
     builder: &mut Builder,
-) -> Result<()> {
+) -> Result<(), Failed> {
     let total = plan.layers.iter().map(|layer| layer.length).fold(0, u64::saturating_add);
     let consumed = AtomicU64::new(0);
     let mut room = options.max_unpacked;
@@ -161,23 +185,20 @@ fn apply_all(
             }
             drained.map(|_| sum)
         });
-        let sum = match outcome {
-            Err(_) if progress.cancelled() => return Err(Cancelled.into()),
-            outcome => outcome.with_context(|| format!("layer {} of {}", number + 1, plan.layers.len()))?,
-        };
+        if progress.cancelled() {
+            return Err(anyhow::Error::from(Cancelled).into());
+        }
+        let failed = |error| Failed { error, layers: vec![number] };
+        let place = || format!("layer {} of {}", number + 1, plan.layers.len());
+        let sum = outcome.with_context(place).map_err(failed)?;
         let found = sum.hasher.finish();
         if found != layer.diff_id {
-            // Should it have come damaged, that is the better reason.
-            beside.wait()?;
-            if layer.path.starts_with(&directory.root) {
-                files::remove(&layer.path);
-            }
-            bail!(
+            return Err(failed(anyhow!(
                 "layer {} is not what the image says: its decompressed content has the digest {found} instead of {}; \
                  pull again, and if it stays so, the image is damaged where it comes from",
                 number + 1,
                 layer.diff_id
-            );
+            )));
         }
         room = room.saturating_sub(sum.length);
     }

@@ -67,9 +67,12 @@ pub(crate) fn auth_files(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<Path
     let under_home = |path: &str| home.as_ref().map(|home| home.join(path));
     let config = variable("XDG_CONFIG_HOME").or_else(|| under_home(".config"));
     let docker = variable("DOCKER_CONFIG").or_else(|| under_home(".docker"));
+    // Podman's place where there is no session.
+    let system = || format!("/run/containers/{}", rustix::process::getuid().as_raw()).into();
+    let runtime = variable("XDG_RUNTIME_DIR").map_or_else(system, |directory| directory.join("containers"));
     [
         variable("REGISTRY_AUTH_FILE"),
-        variable("XDG_RUNTIME_DIR").map(|directory| directory.join("containers/auth.json")),
+        Some(runtime.join("auth.json")),
         config.map(|directory| directory.join("containers/auth.json")),
         docker.map(|directory| directory.join("config.json")),
     ]
@@ -169,10 +172,13 @@ fn decode(entry: &AuthEntry) -> Option<Credentials> {
 }
 
 fn run_helper(name: &str, server: &str) -> Result<Option<Credentials>> {
-    run_helper_within(name, server, HELPER_TIMEOUT)
+    if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) {
+        bail!("'{}' is no name of a credential helper", clip(name));
+    }
+    ask_helper(&format!("docker-credential-{name}"), server, HELPER_TIMEOUT)
 }
 
-fn run_helper_within(name: &str, server: &str, limit: Duration) -> Result<Option<Credentials>> {
+fn ask_helper(program: &str, server: &str, limit: Duration) -> Result<Option<Credentials>> {
     #[derive(Deserialize)]
     struct Answer {
         #[serde(rename = "Username")]
@@ -180,11 +186,7 @@ fn run_helper_within(name: &str, server: &str, limit: Duration) -> Result<Option
         #[serde(rename = "Secret")]
         secret: String,
     }
-    if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) {
-        bail!("'{}' is no name of a credential helper", clip(name));
-    }
-    let program = format!("docker-credential-{name}");
-    let mut child = Command::new(&program)
+    let mut child = Command::new(program)
         .arg("get")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -297,7 +299,24 @@ mod tests {
         let expected = ["/run/u/containers/auth.json", "/h/.config/containers/auth.json", "/h/.docker/config.json"];
         assert_eq!(files, expected.map(PathBuf::from));
         let files = auth_files(|name| matches!(name, "REGISTRY_AUTH_FILE" | "DOCKER_CONFIG").then(|| "/x".into()));
-        assert_eq!(files, ["/x", "/x/config.json"].map(PathBuf::from));
+        let own = format!("/run/containers/{}/auth.json", rustix::process::getuid().as_raw());
+        assert_eq!(files, ["/x", &own, "/x/config.json"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn a_helper_that_hangs_is_ended_and_named() {
+        use std::os::unix::fs::OpenOptionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        // The second leaves a child that keeps its output open.
+        for (number, script) in ["exec sleep 30", "sleep 30 & exit 0"].iter().enumerate() {
+            let path = directory.path().join(format!("helper-{number}"));
+            let file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o755).open(&path);
+            writeln!(file.unwrap(), "#!/bin/sh\n{script}").unwrap();
+            let began = Instant::now();
+            let error = ask_helper(path.to_str().unwrap(), "x", Duration::from_millis(500)).unwrap_err().to_string();
+            assert!(error.contains(&format!("helper-{number} has not answered within 0.5 s")), "{error}");
+            assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        }
     }
 
     #[test]

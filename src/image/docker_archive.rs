@@ -4,7 +4,6 @@
 //! here: the layers stay where they are in the file.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
@@ -13,7 +12,7 @@ use serde::Deserialize;
 
 use super::digest::{Digest, clip};
 use super::manifest::{self, MAX_CONFIG, MAX_MANIFEST};
-use super::source::{Layer, Plan, check_total, read_part};
+use super::source::{Layer, Plan, check_total, open_file, read_part};
 
 const BLOCK: u64 = 512;
 const MAX_ENTRIES: usize = 20_000;
@@ -45,7 +44,7 @@ pub(crate) fn plan(file: &Path, tag: Option<&str>, architecture: &str, max_downl
 }
 
 fn find(file: &Path, tag: Option<&str>, architecture: &str, max_download: u64) -> Result<Plan> {
-    let opened = File::open(file).with_context(|| format!("cannot open {}", file.display()))?;
+    let opened = open_file(file)?;
     let size = opened.metadata().with_context(|| format!("cannot read {}", file.display()))?.len();
     let members = scan(&mut BufReader::new(opened), size)?;
     let read = |name: &str, limit: u64| match resolve(&members, name) {

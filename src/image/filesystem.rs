@@ -20,8 +20,10 @@ pub(crate) struct Builder(Converter);
 pub(crate) struct Files(Tree);
 
 impl Builder {
-    pub fn new(file: File, uuid: [u8; 16]) -> Result<Builder> {
-        let options = Options { uuid, label: LABEL.into(), spare: SPARE, limits: Limits::default() };
+    /// In an empty `file`, of layers that hold `stored` bytes at most.
+    pub fn new(file: File, uuid: [u8; 16], stored: u64) -> Result<Builder> {
+        let limits = Limits { stored, ..Limits::default() };
+        let options = Options { uuid, label: LABEL.into(), spare: SPARE, limits };
         Converter::new(file, options).map(Builder)
     }
 

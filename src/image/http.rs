@@ -1,17 +1,21 @@
 //! HTTP as a registry needs it: TLS by default, redirects that never carry a secret elsewhere, time limits, and
 //! errors in plain words.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::sync::{Arc, OnceLock};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use ureq::http::{HeaderMap, Response};
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::tls::TlsConfig;
 use ureq::{Agent, Body};
 
 use super::digest::clip;
 use super::progress::PullOptions;
+use super::proxy::{Chosen, Proxies};
+use super::tls::{Material, Trust};
 use super::url::{Url, host_of, is_loopback};
 
 const MAX_REDIRECTS: usize = 5;
@@ -35,7 +39,10 @@ pub(crate) struct Request<'a> {
 
 pub(crate) struct Client {
     plain: Agent,
-    tls: OnceLock<std::result::Result<Agent, String>>,
+    /// By the directories of certificates that their hosts have; most have none.
+    tls: Mutex<BTreeMap<Vec<PathBuf>, Agent>>,
+    trust: Trust,
+    proxies: Proxies,
     insecure: Vec<String>,
     connect_timeout: Duration,
     idle_timeout: Duration,
@@ -46,7 +53,9 @@ impl Client {
         let (connect, idle) = (options.connect_timeout, options.idle_timeout);
         Client {
             plain: agent(connect, idle, None),
-            tls: OnceLock::new(),
+            tls: Mutex::default(),
+            trust: Trust::new(options.ca.clone(), options.certificates.clone()),
+            proxies: Proxies::from_env(),
             insecure: options.insecure.iter().map(|name| name.to_ascii_lowercase()).collect(),
             connect_timeout: connect,
             idle_timeout: idle,
@@ -58,16 +67,19 @@ impl Client {
         is_loopback(authority) || self.insecure.iter().any(|name| name == authority || name == host_of(authority))
     }
 
-    fn agent(&self, url: &Url) -> Result<&Agent> {
+    fn agent(&self, url: &Url) -> Result<Agent> {
         if !url.tls {
-            return Ok(&self.plain);
+            return Ok(self.plain.clone());
         }
-        let (connect, idle) = (self.connect_timeout, self.idle_timeout);
-        let made = self.tls.get_or_init(|| match certificates() {
-            Ok(roots) => Ok(agent(connect, idle, Some(roots))),
-            Err(error) => Err(format!("{error:#}")),
-        });
-        made.as_ref().map_err(|error| anyhow!("{error}"))
+        let directories = self.trust.directories(&url.authority);
+        let mut agents = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(agent) = agents.get(&directories) {
+            return Ok(agent.clone());
+        }
+        let material = self.trust.material(&directories)?;
+        let agent = agent(self.connect_timeout, self.idle_timeout, Some(material));
+        agents.insert(directories, agent.clone());
+        Ok(agent)
     }
 
     /// Sends a request and follows its redirects. An answer of any status is `Ok`; it comes with the address that
@@ -77,8 +89,12 @@ impl Client {
         let mut authorization = request.authorization;
         for _ in 0..=MAX_REDIRECTS {
             let agent = self.agent(&url)?;
-            let response = self.send_once(agent, &url, request, authorization);
-            let response = response.map_err(|error| self.explain(&url.authority, error))?;
+            let proxy = self.proxies.find(&url)?;
+            let response = self.send_once(&agent, &url, proxy.as_ref(), request, authorization);
+            let response = response.map_err(|error| match &proxy {
+                Some(proxy) => self.explain_proxy(&url.authority, proxy, error),
+                None => self.explain(&url.authority, error),
+            })?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return Ok((response, url));
             }
@@ -103,11 +119,13 @@ impl Client {
         &self,
         agent: &Agent,
         url: &Url,
+        proxy: Option<&Chosen>,
         request: &Request,
         authorization: Option<&str>,
     ) -> std::result::Result<Response<Body>, ureq::Error> {
         let total = if request.long { None } else { Some(SMALL_DOCUMENT) };
         let address = url.to_string();
+        let proxy = proxy.map(|chosen| chosen.proxy.clone());
         let mut headers = vec![];
         if let Some(value) = authorization {
             headers.push(("authorization", value.to_string()));
@@ -120,12 +138,12 @@ impl Client {
         }
         match request.form {
             None => {
-                let builder = agent.get(&address).config().timeout_global(total).build();
+                let builder = agent.get(&address).config().timeout_global(total).proxy(proxy).build();
                 headers.iter().fold(builder, |builder, (name, value)| builder.header(*name, value)).call()
             }
             Some(form) => {
                 headers.push(("content-type", "application/x-www-form-urlencoded".to_string()));
-                let builder = agent.post(&address).config().timeout_global(total).build();
+                let builder = agent.post(&address).config().timeout_global(total).proxy(proxy).build();
                 headers.iter().fold(builder, |builder, (name, value)| builder.header(*name, value)).send(form)
             }
         }
@@ -144,6 +162,33 @@ impl Client {
             return Err(too_long());
         }
         Ok(bytes)
+    }
+
+    /// An error met on the way through a proxy.
+    fn explain_proxy(&self, host: &str, chosen: &Chosen, error: ureq::Error) -> anyhow::Error {
+        use ureq::Timeout;
+        let (proxy, variable) = (chosen.describe(), chosen.variable);
+        let text = match &error {
+            ureq::Error::ConnectProxyFailed(reason) if reason.contains("407") => {
+                format!(
+                    "{proxy} wants another user name and password: set {variable}=http://USER:PASSWORD@HOST:PORT, or \
+                     name {} in NO_PROXY",
+                    host_of(host)
+                )
+            }
+            ureq::Error::ConnectProxyFailed(reason) => {
+                format!("{proxy} gives no connection to {host} ({}); ask who runs it", clip(reason))
+            }
+            ureq::Error::HostNotFound => format!("the name of {proxy} cannot be resolved: check the variable"),
+            ureq::Error::Io(io) if io.kind() == io::ErrorKind::ConnectionRefused => {
+                format!("{proxy} refuses the connection: is it running?")
+            }
+            ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
+                format!("no connection to {host} within {} through {proxy}", seconds(self.connect_timeout))
+            }
+            _ => return self.explain(host, error),
+        };
+        anyhow::Error::new(Transport { text, timeout: matches!(error, ureq::Error::Timeout(_)) })
     }
 
     /// An error of the transport in words, with the way out.
@@ -175,16 +220,17 @@ impl Client {
                 format!("{host} refuses the connection: is a registry running there?")
             }
             ureq::Error::Rustls(rustls::Error::InvalidCertificate(reason)) => format!(
-                "the certificate of {host} is not accepted ({}): add its authority to the system's \
-                 certificates, or point SSL_CERT_FILE to it",
+                "the certificate of {host} is not accepted ({}): put its authority's into \
+                 /etc/containers/certs.d/{host}/ca.crt, name the file in the setting 'registry_ca' or in SSL_CERT_FILE",
                 clip(&format!("{reason:?}"))
             ),
             ureq::Error::Rustls(reason) => format!(
-                "no TLS with {host} ({reason}): if it speaks plain HTTP only and you trust the network, \
-                 name it as an insecure registry"
+                "no TLS with {host} ({}): if it speaks plain HTTP only and you trust the network, \
+                 name it in the setting 'insecure_registries'",
+                clip(&reason.to_string())
             ),
             ureq::Error::Io(io) => format!("the connection to {host} failed: {io}"),
-            other => format!("{host} cannot be spoken to: {other}"),
+            other => format!("{host} cannot be spoken to: {}", clip(&other.to_string())),
         };
         anyhow::Error::new(Transport { text, timeout: matches!(error, ureq::Error::Timeout(_)) })
     }
@@ -223,7 +269,7 @@ pub(crate) fn text_header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a 
     headers.get(name)?.to_str().ok()
 }
 
-fn agent(connect: Duration, idle: Duration, roots: Option<RootCerts>) -> Agent {
+fn agent(connect: Duration, idle: Duration, tls: Option<Material>) -> Agent {
     let mut config = Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
@@ -234,28 +280,17 @@ fn agent(connect: Duration, idle: Duration, roots: Option<RootCerts>) -> Agent {
         .timeout_per_read(Some(idle))
         .timeout_per_write(Some(idle))
         .max_response_header_size(64 << 10)
-        .max_idle_connections_per_host(8);
-    match roots {
-        Some(roots) => {
-            let provider = Arc::new(rustls::crypto::ring::default_provider());
-            let tls = TlsConfig::builder().root_certs(roots).unversioned_rustls_crypto_provider(provider).build();
-            config = config.https_only(true).tls_config(tls);
-        }
-        // Plain HTTP is for this machine and for hosts that the user named: no proxy between.
-        None => config = config.proxy(None),
+        .max_idle_connections_per_host(8)
+        // Each request names its own.
+        .proxy(None);
+    if let Some(Material { roots, client }) = tls {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = TlsConfig::builder()
+            .root_certs(roots)
+            .client_cert(client)
+            .unversioned_rustls_crypto_provider(provider)
+            .build();
+        config = config.https_only(true).tls_config(tls);
     }
     config.build().into()
-}
-
-/// The system's certificate authorities.
-fn certificates() -> Result<RootCerts> {
-    let found = rustls_native_certs::load_native_certs();
-    if found.certs.is_empty() {
-        let reasons: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
-        bail!(
-            "no certificate authorities on this system ({}): install the package ca-certificates, or set SSL_CERT_FILE",
-            if reasons.is_empty() { "none found".to_string() } else { reasons.join("; ") }
-        );
-    }
-    Ok(RootCerts::from(found.certs.iter().map(|der| Certificate::from_der(der).to_owned())))
 }

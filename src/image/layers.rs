@@ -27,12 +27,14 @@ pub struct Limits {
     pub entries: u64,
     /// Bytes of all files together, holes included.
     pub bytes: u64,
+    /// The same without holes.
+    pub stored: u64,
 }
 
 impl Default for Limits {
     /// Four million entries and one TiB.
     fn default() -> Limits {
-        Limits { entries: 4 << 20, bytes: 1 << 40 }
+        Limits { entries: 4 << 20, bytes: 1 << 40, stored: 1 << 40 }
     }
 }
 
@@ -54,6 +56,7 @@ pub struct Converter {
     layer: u16,
     entries: u64,
     bytes: u64,
+    stored: u64,
     buffer: Vec<u8>,
 }
 
@@ -64,7 +67,7 @@ impl Converter {
     /// When the file is not as it must be.
     pub fn new(file: File, options: Options) -> Result<Converter> {
         let writer = Writer::new(file, options.uuid)?;
-        Ok(Converter { writer, options, layer: 0, entries: 0, bytes: 0, buffer: vec![0; BUFFER] })
+        Ok(Converter { writer, options, layer: 0, entries: 0, bytes: 0, stored: 0, buffer: vec![0; BUFFER] })
     }
 
     /// Lays a decompressed layer over those before it, and reads the stream to its end.
@@ -162,6 +165,11 @@ impl Converter {
         ensure!(self.bytes <= most, "the image's files have more than {most} bytes");
         let whole = [Segment { offset: 0, length: entry.size }];
         let segments = entry.segments.as_deref().unwrap_or(&whole);
+        // Refused by its header, before a byte of it is read.
+        let stored = segments.iter().fold(0, |sum: u64, segment| sum.saturating_add(segment.length));
+        self.stored = self.stored.saturating_add(stored);
+        let most = self.options.limits.stored;
+        ensure!(self.stored <= most, "the image's layers hold more than {most} bytes");
         let buffer = &mut self.buffer;
         self.writer.make_file(parent, name, self.layer, meta, entry.size, |file| {
             for segment in segments {

@@ -1,5 +1,7 @@
 //! Manifests, image indexes and configurations (OCI image spec; docker's image manifest v2, schema 2).
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
@@ -59,7 +61,9 @@ struct RawDescriptor {
     media_type: String,
     platform: Option<RawPlatform>,
     #[serde(default)]
-    annotations: std::collections::BTreeMap<String, String>,
+    urls: Vec<String>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -101,7 +105,7 @@ impl RawDescriptor {
 pub(crate) fn parse(bytes: &[u8], content_type: &str, architecture: &str) -> Result<Document> {
     let raw: Raw = match serde_json::from_slice(bytes) {
         Ok(raw) => raw,
-        Err(error) => bail!("{}: {error}", not_json(bytes, "a manifest")),
+        Err(error) => bail!("{}: {}", not_json(bytes, "a manifest"), clip(&error.to_string())),
     };
     let media_type = if raw.media_type.is_empty() { content_type } else { &raw.media_type };
     if raw.schema_version == 1 || media_type.contains("manifest.v1+prettyjws") {
@@ -120,13 +124,64 @@ pub(crate) fn parse(bytes: &[u8], content_type: &str, architecture: &str) -> Res
         config.media_type.as_str(),
         "" | "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"
     ) {
-        bail!("it is no image but an artifact (configuration type '{}')", clip(&config.media_type));
+        bail!(
+            "it is no image but {} (configuration type '{}'): a machine needs a container image",
+            artifact(&config.media_type),
+            clip(&config.media_type)
+        );
     }
     if layers.len() > MAX_LAYERS {
         bail!("it has {} layers: more than {MAX_LAYERS} are refused", layers.len());
     }
+    for (number, layer) in layers.iter().enumerate() {
+        check_layer(layer).with_context(|| format!("layer {}", number + 1))?;
+    }
     let layers = layers.iter().map(RawDescriptor::check).collect::<Result<Vec<_>>>()?;
+    let mut sizes = BTreeMap::new();
+    for layer in &layers {
+        if *sizes.entry(layer.digest).or_insert(layer.size) != layer.size {
+            bail!("layer {} occurs twice, and it gives two sizes for it", layer.digest.short());
+        }
+    }
     Ok(Document::Image(Manifest { digest: Digest::of(bytes), config: config.check()?, layers }))
+}
+
+/// What an artifact is, by its configuration's type.
+fn artifact(media_type: &str) -> &'static str {
+    match media_type {
+        _ if media_type.contains(".helm.") => "a Helm chart",
+        _ if media_type.contains(".wasm.") => "a WebAssembly module",
+        _ if media_type.contains(".cosign.") || media_type.contains(".sigstore.") => "a signature",
+        _ if media_type.contains(".docker.plugin.") => "a plugin of docker's",
+        _ => "an artifact",
+    }
+}
+
+/// Refuses a layer that is no archive of files which can be had and read.
+fn check_layer(layer: &RawDescriptor) -> Result<()> {
+    let kind = layer.media_type.as_str();
+    if kind.contains("nondistributable") || kind.contains(".foreign.") {
+        let place = layer.urls.first().map_or("nowhere".to_string(), |url| clip(url));
+        bail!(
+            "it is not in the registry but at an address of its maker's ({place}), as those of Windows are: \
+             puter takes layers from registries only; use an image whose layers are all there"
+        );
+    }
+    if kind.ends_with("+encrypted") {
+        bail!("it is encrypted: decrypt the image with 'skopeo copy --decryption-key' first");
+    }
+    let archive = kind
+        .strip_prefix("application/vnd.oci.image.layer.v1.tar")
+        .or_else(|| kind.strip_prefix("application/vnd.docker.image.rootfs.diff.tar"));
+    match archive {
+        Some("" | "+gzip" | "+zstd" | ".gzip" | ".zstd") => Ok(()),
+        None if kind.is_empty() => Ok(()),
+        Some(form) => bail!(
+            "it is compressed in a way that puter does not know ('{}'): push the image again with gzip or zstd",
+            clip(form.trim_start_matches(['+', '.']))
+        ),
+        None => bail!("it holds no files of a machine but '{}': is it an image at all?", clip(kind)),
+    }
 }
 
 /// Explains a document that is not JSON: a web page where an API was expected is the usual case.
@@ -227,7 +282,7 @@ pub(crate) fn parse_config(bytes: &[u8], layers: usize, architecture: &str) -> R
     }
     let raw: RawConfig = match serde_json::from_slice(bytes) {
         Ok(raw) => raw,
-        Err(error) => bail!("{}: {error}", not_json(bytes, "an image configuration")),
+        Err(error) => bail!("{}: {}", not_json(bytes, "an image configuration"), clip(&error.to_string())),
     };
     if !matches!(raw.os.as_str(), "" | "linux") {
         bail!("it is made for {}, not for linux", clip(&raw.os));
@@ -246,90 +301,4 @@ pub(crate) fn parse_config(bytes: &[u8], layers: usize, architecture: &str) -> R
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const A: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
-    const B: &str = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
-
-    fn fails(result: Result<impl std::fmt::Debug>, reason: &str) {
-        let error = format!("{:#}", result.unwrap_err());
-        assert!(error.contains(reason), "{error}");
-    }
-
-    fn index() -> String {
-        format!(
-            r#"{{"schemaVersion":2,"manifests":[
-            {{"digest":"{B}","size":5,"platform":{{"os":"linux","architecture":"arm64","variant":"v8"}}}},
-            {{"digest":"{B}","size":5,"platform":{{"os":"unknown","architecture":"unknown"}},
-              "annotations":{{"vnd.docker.reference.type":"attestation-manifest"}}}},
-            {{"digest":"{B}","size":5,"platform":{{"os":"windows","architecture":"amd64"}}}},
-            {{"digest":"{A}","size":5,"platform":{{"os":"linux","architecture":"amd64"}}}}]}}"#
-        )
-    }
-
-    #[test]
-    fn the_manifest_of_the_platform_is_chosen_from_an_index() {
-        let Document::Index(chosen) = parse(index().as_bytes(), "", "amd64").unwrap() else { panic!() };
-        assert_eq!(chosen.digest.to_string(), A);
-        let Document::Index(chosen) = parse(index().as_bytes(), "", "arm64").unwrap() else { panic!() };
-        assert_eq!(chosen.digest.to_string(), B);
-        fails(
-            parse(index().as_bytes(), "", "riscv64"),
-            "not made for linux/riscv64; it offers linux/amd64, linux/arm64/v8, windows/amd64",
-        );
-    }
-
-    #[test]
-    fn documents_that_are_no_image_are_explained() {
-        fails(parse(b"<!DOCTYPE html><p>Log in", "text/html", "amd64"), "a web page came instead of a manifest");
-        fails(parse(b"\0\xff", "", "amd64"), "what came is not a manifest");
-        fails(parse(b"{}", "a/b", "amd64"), "neither an image manifest nor an image index (media type 'a/b')");
-        fails(parse(br#"{"schemaVersion":1,"fsLayers":[]}"#, "", "amd64"), "schema 1");
-        fails(parse(br#"{"manifests":[]}"#, "", "amd64"), "it offers nothing");
-        let helm = format!(
-            r#"{{"config":{{"digest":"{A}","size":2,"mediaType":"application/vnd.cncf.helm.config.v1+json"}},"layers":[]}}"#
-        );
-        fails(parse(helm.as_bytes(), "", "amd64"), "no image but an artifact");
-        let negative = format!(r#"{{"config":{{"digest":"{A}","size":-2}},"layers":[]}}"#);
-        fails(parse(negative.as_bytes(), "", "amd64"), "negative size");
-        fails(parse(br#"{"config":{"digest":"sha256:..","size":2},"layers":[]}"#, "", "amd64"), "bad digest");
-        let layer = format!(r#"{{"digest":"{A}","size":1}},"#).repeat(600);
-        let many = format!(r#"{{"config":{{"digest":"{A}","size":2}},"layers":[{}]}}"#, layer.trim_end_matches(','));
-        fails(parse(many.as_bytes(), "", "amd64"), "600 layers");
-    }
-
-    #[test]
-    fn a_configuration_must_fit_its_manifest_and_the_machine() {
-        let config = |os: &str, arch: &str| {
-            format!(r#"{{"os":"{os}","architecture":"{arch}","rootfs":{{"diff_ids":["{A}"]}}}}"#)
-        };
-        let good = parse_config(config("linux", "amd64").as_bytes(), 1, "amd64").unwrap();
-        assert_eq!(good.diff_ids, [A.parse().unwrap()]);
-        fails(parse_config(config("windows", "amd64").as_bytes(), 1, "amd64"), "made for windows");
-        fails(parse_config(config("linux", "arm64").as_bytes(), 1, "amd64"), "it offers linux/arm64");
-        fails(parse_config(config("linux", "amd64").as_bytes(), 2, "amd64"), "names 1 layers, its manifest 2");
-        fails(parse_config(b"{}", 0, "amd64"), "not an image configuration");
-        fails(parse_config(br#"{"rootfs":{"diff_ids":[]}}"#, 0, "amd64"), "no layers");
-    }
-
-    #[test]
-    fn an_image_of_a_layout_is_chosen_by_its_tag() {
-        let entry = |digest: &str, name: &str| {
-            format!(
-                r#"{{"digest":"{digest}","size":1,"annotations":{{"org.opencontainers.image.ref.name":"{name}"}}}}"#
-            )
-        };
-        let both = format!(r#"{{"manifests":[{},{}]}}"#, entry(A, "a"), entry(B, "b"));
-        assert_eq!(choose_tag(both.as_bytes(), Some("b"), "amd64").unwrap().digest.to_string(), B);
-        fails(choose_tag(both.as_bytes(), None, "amd64"), "several images (a, b)");
-        fails(choose_tag(both.as_bytes(), Some("c"), "amd64"), "no image 'c'; it has: a, b");
-        let one = format!(r#"{{"manifests":[{}]}}"#, entry(A, "a"));
-        assert_eq!(choose_tag(one.as_bytes(), None, "amd64").unwrap().digest.to_string(), A);
-        let latest = format!(r#"{{"manifests":[{},{}]}}"#, entry(A, "a"), entry(B, "latest"));
-        assert_eq!(choose_tag(latest.as_bytes(), None, "amd64").unwrap().digest.to_string(), B);
-        fails(choose_tag(br#"{"manifests":[]}"#, None, "amd64"), "holds no image");
-        fails(choose_tag(b"[]", None, "amd64"), "no image index");
-        assert_eq!(choose_tag(index().as_bytes(), None, "amd64").unwrap().digest.to_string(), A);
-    }
-}
+mod tests;

@@ -1,8 +1,11 @@
 //! What a pull tells whoever waits for it, and what it may be told.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::digest::Digest;
+use super::mirror::Mirrors;
+use super::tls::usual_directories;
 
 /// What a pull is busy with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +67,12 @@ impl Progress for () {}
 pub struct PullOptions {
     /// Registries (`host` or `host:port`) which may be spoken to without TLS; those on loopback always may.
     pub insecure: Vec<String>,
+    /// A file of certificate authorities (PEM) that are believed besides the system's.
+    pub ca: Option<PathBuf>,
+    /// Directories which hold, per registry, a directory of its name with certificates (containers-certs.d(5)).
+    pub certificates: Vec<PathBuf>,
+    /// What is asked before a registry, in order: `host[:port][/prefix]` by the registry's name.
+    pub mirrors: Mirrors,
     /// Ask the registry even when the image is here already: a tag may have moved.
     pub refresh: bool,
     /// The architecture to take from an image index, in OCI's words (`amd64`, `arm64`); none means the host's.
@@ -88,6 +97,9 @@ impl Default for PullOptions {
     fn default() -> PullOptions {
         PullOptions {
             insecure: Vec::new(),
+            ca: None,
+            certificates: usual_directories(std::env::home_dir().as_deref()),
+            mirrors: Mirrors::new(),
             refresh: false,
             architecture: None,
             connect_timeout: Duration::from_secs(15),

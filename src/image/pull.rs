@@ -3,7 +3,7 @@
 //! The network is spoken to by threads of their own, which share nothing with the caller but a channel and a flag:
 //! so the caller can leave at once, whatever a registry does.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use super::reference::{Reference, RegistryReference};
 use super::registry::{Registry, Stop};
 use super::source::{Layer, Plan, check_total};
 use super::store::{Hold, Store};
-use super::{docker_archive, oci_layout};
+use super::{docker_archive, mirror, oci_layout};
 
 /// How often the caller is asked whether it wants to go on.
 const TICK: Duration = Duration::from_millis(50);
@@ -71,23 +71,35 @@ pub(crate) fn pull(
 
 enum Source {
     Local(Plan),
-    Remote { registry: Arc<Registry>, manifest: Manifest, config: Vec<u8>, checked: manifest::Config },
+    /// `registries` begin with the one that had the manifest.
+    Remote {
+        stop: Stop,
+        registries: Arc<[Registry]>,
+        manifest: Manifest,
+        config: Vec<u8>,
+        checked: manifest::Config,
+    },
 }
 
 impl Source {
     fn registry(reference: &RegistryReference, options: &PullOptions, progress: &dyn Progress) -> Result<Source> {
         let stop = Stop::default();
-        let registry = Arc::new(Registry::new(reference, options, stop.clone()));
+        let places = mirror::places(reference, &options.mirrors)?;
+        let registries = places.iter().map(|place| Registry::new(place, options, stop.child())).collect();
         let architecture = options.architecture().to_string();
-        let (worker, max_download) = (registry.clone(), options.max_download);
-        let (manifest, config, checked) = apart(stop, progress, move |_| {
-            let manifest = resolve(&worker, &architecture)?;
-            check_total(manifest.layers.iter().map(|layer| layer.size), max_download)?;
-            let config = small_blob(&worker, &manifest)?;
-            let checked = manifest::parse_config(&config, manifest.layers.len(), &architecture)?;
-            Ok((manifest, config, checked))
+        let max_download = options.max_download;
+        let (registries, (manifest, config, checked)) = apart(stop.clone(), progress, move |events| {
+            let registries: Vec<Registry> = registries;
+            let (at, found) = mirror::first(&registries, events, |registry| {
+                let manifest = resolve(registry, &architecture)?;
+                check_total(manifest.layers.iter().map(|layer| layer.size), max_download)?;
+                let config = small_blob(registry, &manifest)?;
+                let checked = manifest::parse_config(&config, manifest.layers.len(), &architecture)?;
+                Ok((manifest, config, checked))
+            })?;
+            Ok((registries.into_iter().skip(at).collect(), found))
         })?;
-        Ok(Source::Remote { registry, manifest, config, checked })
+        Ok(Source::Remote { stop, registries, manifest, config, checked })
     }
 
     fn digest(&self) -> Digest {
@@ -104,13 +116,14 @@ impl Source {
         options: &PullOptions,
         hold: &Arc<Hold>,
     ) -> Result<(Plan, Option<Apart<()>>)> {
-        let (registry, manifest, config, checked) = match self {
+        let (stop, registries, manifest, config, checked) = match self {
             Source::Local(plan) => return Ok((plan.clone(), None)),
-            Source::Remote { registry, manifest, config, checked } => (registry, manifest, config, checked),
+            Source::Remote { stop, registries, manifest, config, checked } => {
+                (stop, registries, manifest, config, checked)
+            }
         };
         let missing = manifest.layers.iter().filter(|layer| !directory.has_blob(&layer.digest, layer.size));
-        let arrivals: Arrivals =
-            missing.map(|layer| (layer.digest, Arc::new(Arrival::new(registry.stop.clone())))).collect();
+        let arrivals: Arrivals = missing.map(|layer| (layer.digest, Arc::new(Arrival::new(stop.clone())))).collect();
         let layers = manifest.layers.iter().zip(&checked.diff_ids).map(|(layer, diff_id)| Layer {
             path: directory.blob(&layer.digest),
             offset: 0,
@@ -122,11 +135,18 @@ impl Source {
         let (digest, architecture) = (manifest.digest, checked.architecture.clone());
         let plan = Plan { digest, architecture, config: config.clone(), layers: layers.collect() };
         let (target, patience) = (directory.clone(), (options.parallel, options.retries));
-        let (registry, layers, hold) = (registry.clone(), manifest.layers.clone(), hold.clone());
-        let download = Apart::start(registry.stop.clone(), move |events| {
-            let result = blob::download_all(&registry, &target, &layers, &arrivals, patience, events);
+        let (registries, layers) = (registries.clone(), manifest.layers.clone());
+        let (hold, readers) = (hold.clone(), stop.clone());
+        let download = Apart::start(stop.clone(), move |events| {
+            let result = mirror::first(&registries, events, |registry| {
+                blob::download_all(registry, &target, &layers, &arrivals, patience, events)
+            });
             drop(hold);
-            result
+            if result.is_err() {
+                // Who waits for bytes waits in vain.
+                readers.set();
+            }
+            result.map(drop)
         })?;
         Ok((plan, Some(download)))
     }
@@ -141,26 +161,31 @@ fn make(
     progress: &dyn Progress,
 ) -> Result<()> {
     loop {
-        let (plan, download) = source.begin(directory, options, hold)?;
-        let stage = if download.is_some() { Stage::Downloading } else { Stage::Converting };
-        progress.stage(stage);
-        let download = Download { apart: download, progress, ended: Cell::new(false) };
-        let Err(error) = convert::convert(directory, &plan, options, progress, &download) else { return Ok(()) };
+        let (plan, apart) = source.begin(directory, options, hold)?;
+        progress.stage(if apart.is_some() { Stage::Downloading } else { Stage::Converting });
+        let download = Download { apart, progress, ended: Cell::new(false) };
+        let Err(failed) = convert::convert(directory, &plan, options, progress, &download) else { return Ok(()) };
         // Bytes that cannot be used may have come damaged, or not at all: then that is the reason.
-        let error = download.wait().err().unwrap_or(error);
-        download.abandon();
-        let from_the_cache = |layer: &&Layer| layer.arrival.is_none() && layer.path.starts_with(&directory.root);
-        let damaged = plan.layers.iter().filter(from_the_cache).filter(|layer| layer.is_intact().is_ok_and(|is| !is));
-        let damaged: Vec<&Layer> = damaged.collect();
-        if damaged.is_empty() || is_cancelled(&error) {
+        if let Err(error) = download.wait() {
+            download.abandon();
             return Err(error);
         }
-        for layer in damaged {
+        if is_cancelled(&failed.error) || failed.is_of_the_host() {
+            return Err(failed.error);
+        }
+        let own: Vec<&Layer> = plan.layers.iter().filter(|layer| layer.path.starts_with(&directory.root)).collect();
+        let from_the_cache = own.iter().filter(|layer| layer.arrival.is_none());
+        let damaged: Vec<_> = from_the_cache.filter(|layer| layer.is_intact().is_ok_and(|is| !is)).collect();
+        for layer in &damaged {
             progress.note(&format!("{} is damaged and is fetched anew", layer.path.display()));
             files::remove(&layer.path);
         }
-        if let Source::Remote { registry, .. } = source {
-            registry.stop.clear();
+        let anew = own.iter().filter_map(|layer| layer.arrival.as_ref()).any(|arrival| arrival.began_anew());
+        if damaged.is_empty() && !anew {
+            // A layer that cannot be used today cannot be used tomorrow.
+            let blamed = failed.layers.iter().filter_map(|number| own.get(*number));
+            blamed.for_each(|layer| files::remove(&layer.path));
+            return Err(failed.error);
         }
     }
 }
@@ -228,8 +253,6 @@ struct Apart<T> {
     result: Receiver<Result<T>>,
     /// Nothing will be told any more.
     over: Cell<bool>,
-    /// The first of its errors.
-    failure: RefCell<Option<anyhow::Error>>,
 }
 
 impl<T: Send + 'static> Apart<T> {
@@ -241,7 +264,7 @@ impl<T: Send + 'static> Apart<T> {
             let _ = sender.send(outcome);
         });
         thread.context("cannot start a thread")?;
-        Ok(Apart { stop, events: received, result, over: Cell::new(false), failure: RefCell::default() })
+        Ok(Apart { stop, events: received, result, over: Cell::new(false) })
     }
 
     /// Passes on what has been told.
@@ -258,9 +281,6 @@ impl<T: Send + 'static> Apart<T> {
     /// Waits for the result.
     fn wait(&self, progress: &dyn Progress) -> Result<T> {
         loop {
-            if let Some(error) = self.failure.take() {
-                return Err(error);
-            }
             match self.events.recv_timeout(TICK) {
                 Ok(event) => self.pass_on(progress, event),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -296,10 +316,6 @@ impl<T: Send + 'static> Apart<T> {
             Event::Advance(layer, done) => progress.layer_advance(&layer, done),
             Event::End(layer) => progress.layer_end(&layer),
             Event::Note(text) => progress.note(&text),
-            Event::Failed(error) => {
-                // The first is the cause; the others only say that they were stopped.
-                self.failure.borrow_mut().get_or_insert(error);
-            }
         }
     }
 }

@@ -56,6 +56,22 @@ impl RegistryReference {
         if self.registry == "docker.io" { "registry-1.docker.io" } else { &self.registry }
     }
 
+    /// The same image at a mirror, `[https://]host[:port][/prefix]`.
+    ///
+    /// # Errors
+    /// When that is no place on a registry.
+    pub fn at(&self, mirror: &str) -> Result<RegistryReference, ReferenceError> {
+        let place = mirror.strip_prefix("https://").or_else(|| mirror.strip_prefix("http://")).unwrap_or(mirror);
+        let place = place.trim_end_matches('/');
+        let (registry, prefix) = place.split_once('/').map_or((place, None), |(host, prefix)| (host, Some(prefix)));
+        let registry = registry.to_ascii_lowercase();
+        let repository = prefix.map_or(self.repository.clone(), |prefix| format!("{prefix}/{}", self.repository));
+        check_registry(&registry)
+            .and_then(|()| check_repository(&repository))
+            .map_err(|reason| ReferenceError(format!("'{}' is no mirror: {reason}", clip(mirror))))?;
+        Ok(RegistryReference { registry, repository, ..self.clone() })
+    }
+
     /// What the registry's API is asked for: the digest if there is one, else the tag.
     pub fn selector(&self) -> String {
         match (&self.digest, &self.tag) {

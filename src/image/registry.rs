@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
 use ureq::Body;
@@ -14,6 +14,7 @@ use super::credentials::{self, Credentials};
 use super::digest::Digest;
 use super::http::{Client, Request, Transport, text_header};
 use super::manifest::{ACCEPT, MAX_MANIFEST};
+use super::patience::{self, retry_after};
 use super::progress::{Cancelled, PullOptions};
 use super::reference::RegistryReference;
 use super::url::Url;
@@ -24,20 +25,24 @@ const MAX_ERROR_BODY: u64 = 64 << 10;
 
 /// Ends every wait of the threads that share it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Stop(Arc<AtomicBool>);
+pub(crate) struct Stop {
+    own: Arc<AtomicBool>,
+    above: Option<Arc<AtomicBool>>,
+}
 
 impl Stop {
-    pub fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
+    /// One that this one sets as well, but that does not set this one.
+    pub fn child(&self) -> Stop {
+        Stop { own: Arc::default(), above: Some(self.own.clone()) }
     }
 
-    /// Lets them go on: for another try.
-    pub fn clear(&self) {
-        self.0.store(false, Ordering::Relaxed);
+    pub fn set(&self) {
+        self.own.store(true, Ordering::Relaxed);
     }
 
     pub fn check(&self) -> Result<()> {
-        if self.0.load(Ordering::Relaxed) { Err(Cancelled.into()) } else { Ok(()) }
+        let set = |flag: &Arc<AtomicBool>| flag.load(Ordering::Relaxed);
+        if set(&self.own) || self.above.as_ref().is_some_and(set) { Err(Cancelled.into()) } else { Ok(()) }
     }
 
     /// Sleeps, unless it is time to stop.
@@ -170,9 +175,7 @@ impl Registry {
                 }
                 429 | 500 | 502 | 503 | 504 if waits < PATIENCE => {
                     let limited = response.status().as_u16() == 429;
-                    let asked =
-                        text_header(response.headers(), "retry-after").and_then(|text| text.trim().parse().ok());
-                    let wait = match asked.map(Duration::from_secs) {
+                    let wait = match retry_after(response.headers(), SystemTime::now()) {
                         Some(wait) if wait > self.max_retry_after => return Ok((response, url)),
                         Some(wait) => wait,
                         None => Duration::from_millis(if limited { 1000 } else { 200 } << waits),
@@ -249,11 +252,14 @@ impl Registry {
                 name.registry
             ),
             429 => {
-                let wait =
-                    text_header(response.headers(), "retry-after").and_then(|text| text.trim().parse::<u64>().ok());
-                let wait = wait.map_or("a while".to_string(), |seconds| format!("{seconds} s"));
+                let wait = retry_after(response.headers(), SystemTime::now());
+                let wait = wait.map_or("a while".to_string(), |time| patience::show(time.as_secs()));
+                let limit = patience::rate_limit(response.headers());
+                let limit = if limit.is_empty() { limit } else { format!("; {limit}") };
                 anyhow!(
-                    "{host} has had too many requests from here (429{detail}): wait {wait}, or log in for a higher limit"
+                    "{host} has had too many requests from here (429{detail}{limit}): wait {wait}, log in with \
+                     'docker login {}' for a higher limit, or name a mirror in the setting 'registry_mirrors'",
+                    name.registry
                 )
             }
             500.. => anyhow!("{host} is in trouble: it answered {status}{detail}; try again later"),

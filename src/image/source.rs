@@ -1,11 +1,13 @@
 //! What every source of images comes down to: a list of layers in files, and how to check them.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::OFlags;
 
 use super::arrival::{Arrival, Arriving};
 use super::digest::{Digest, Hasher};
@@ -37,7 +39,7 @@ impl Layer {
             return Ok(Box::new(Arriving::new(arrival.clone(), self.length)));
         }
         let cannot = || format!("cannot read {}", self.path.display());
-        let mut file = File::open(&self.path).with_context(cannot)?;
+        let mut file = open_file(&self.path)?;
         file.seek(SeekFrom::Start(self.offset)).with_context(cannot)?;
         Ok(Box::new(file.take(self.length)))
     }
@@ -68,13 +70,23 @@ pub(crate) struct Plan {
     pub layers: Vec<Layer>,
 }
 
+/// Opens what must be a regular file: a pipe in a directory from a stranger would be waited for without end.
+pub(crate) fn open_file(path: &Path) -> Result<File> {
+    let flags = OFlags::NONBLOCK.bits() as i32;
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = opened.with_context(|| format!("cannot open {}", path.display()))?;
+    let data = file.metadata().with_context(|| format!("cannot examine {}", path.display()))?;
+    ensure!(data.is_file(), "{} is no regular file", path.display());
+    Ok(file)
+}
+
 /// Reads a part of a file, refusing more than `limit` bytes.
 pub(crate) fn read_part(path: &Path, offset: u64, length: u64, limit: u64) -> Result<Vec<u8>> {
     if length > limit {
         bail!("{} holds a document of {} KiB: more than {} KiB are refused", path.display(), length >> 10, limit >> 10);
     }
     let cannot = || format!("cannot read {}", path.display());
-    let mut file = File::open(path).with_context(cannot)?;
+    let mut file = open_file(path)?;
     file.seek(SeekFrom::Start(offset)).with_context(cannot)?;
     let mut bytes = vec![];
     file.take(length).read_to_end(&mut bytes).with_context(cannot)?;

@@ -7,6 +7,11 @@ use anyhow::{Result, bail};
 
 use super::digest::clip;
 
+/// The longest `host:port`: a name has at most 253 characters.
+const MAX_AUTHORITY: usize = 253 + 6;
+/// The longest path and query: signed addresses of blob stores have about 2 KiB.
+const MAX_PATH: usize = 16 << 10;
+
 /// An absolute `http` or `https` URL without user name or fragment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Url {
@@ -37,6 +42,9 @@ impl Url {
         if authority.is_empty() || !authority.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b)) {
             bail!("'{}' holds no usable host name", clip(text));
         }
+        if authority.len() > MAX_AUTHORITY || path.len() > MAX_PATH {
+            bail!("'{}' is longer than any address needs to be", clip(text));
+        }
         if !path.bytes().all(|byte| byte.is_ascii_graphic()) {
             bail!("'{}' holds characters that no address may hold", clip(text));
         }
@@ -60,6 +68,13 @@ impl Url {
             _ => format!("{}{location}", own.get(..=own.rfind('/').unwrap_or(0)).unwrap_or("/")),
         };
         Url::parse(&format!("{scheme}//{}{path}", self.authority))
+    }
+
+    /// The port that is connected to.
+    pub fn port(&self) -> u16 {
+        let after = self.authority.rsplit_once(']').map_or(self.authority.as_str(), |(_, after)| after);
+        let named = after.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        named.unwrap_or(if self.tls { 443 } else { 80 })
     }
 
     /// Whether both speak to the same server in the same way, so that a secret meant for one may go to the other.
@@ -124,6 +139,15 @@ mod tests {
         }
         for location in ["ftp://x/y", "https://a@b/", "https:///x", "/a b", "/a\r\nX: y", "https://é/"] {
             assert!(base.join(location).is_err(), "{location}");
+        }
+    }
+
+    #[test]
+    fn addresses_have_a_longest_form_and_a_port() {
+        assert!(Url::parse(&format!("https://{}/", "a".repeat(260))).is_err());
+        assert!(Url::parse(&format!("https://a/{}", "a".repeat(20_000))).is_err());
+        for (url, port) in [("https://a/", 443), ("http://a/", 80), ("http://[::1]/", 80), ("https://[::1]:5/", 5)] {
+            assert_eq!(Url::parse(url).unwrap().port(), port, "{url}");
         }
     }
 

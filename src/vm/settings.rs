@@ -1,5 +1,6 @@
 //! Settings: flags before environment before `~/.config/puter/config.toml` before defaults.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use serde::Deserialize;
 
 use super::Hint;
 use crate::hypervisor::Setting as HypervisorSetting;
+use crate::image::{Mirrors, parse_mirrors};
 use crate::protocol::address::Subnet;
 use crate::protocol::ipv6::Ipv6;
 use crate::protocol::ports::{HostPort, parse_list};
@@ -59,6 +61,10 @@ pub struct Settings {
     pub registry_timeout: Duration,
     /// Registries that may be spoken to without TLS.
     pub insecure_registries: Vec<String>,
+    /// A file of certificate authorities that are believed besides the system's.
+    pub registry_ca: Option<PathBuf>,
+    /// What is asked before a registry, in order.
+    pub registry_mirrors: Mirrors,
     /// Whether puterd is a service of the user's systemd where there is one.
     pub service: bool,
     shown: Vec<Shown>,
@@ -80,6 +86,8 @@ struct File {
     stop_timeout: Option<u64>,
     registry_timeout: Option<u64>,
     insecure_registries: Option<Vec<String>>,
+    registry_ca: Option<String>,
+    registry_mirrors: Option<BTreeMap<String, Vec<String>>>,
     service: Option<bool>,
 }
 
@@ -156,6 +164,15 @@ impl Settings {
         let registry = pick("registry_timeout", file.registry_timeout.map(|n| n.to_string()), "30");
         let registry_timeout = number(registry, 1, 3600)?;
         let insecure = pick("insecure_registries", file.insecure_registries.map(|l| l.join(",")), "").0;
+        let (ca, place) = pick("registry_ca", file.registry_ca, "");
+        anyhow::ensure!(ca.is_empty() || ca.starts_with('/'), "{place} is '{ca}'; it must be a file's absolute path");
+        let mirrors = file.registry_mirrors.map(|registries| {
+            let pair = |registry: &str, mirror: &String| format!("{registry}={mirror}");
+            let all = registries.iter().flat_map(|(registry, list)| list.iter().map(move |one| pair(registry, one)));
+            all.collect::<Vec<_>>().join(",")
+        });
+        let (mirrors, place) = pick("registry_mirrors", mirrors, "");
+        let registry_mirrors = parse_mirrors(&mirrors).map_err(|why| anyhow::anyhow!("{place}: {why}"))?;
         let service = truth(pick("service", file.service.map(|yes| yes.to_string()), "true"))?;
         Ok(Settings {
             service,
@@ -172,6 +189,8 @@ impl Settings {
             stop_timeout: Duration::from_secs(stop_timeout),
             registry_timeout: Duration::from_secs(registry_timeout),
             insecure_registries: insecure.split(',').map(str::trim).filter(|s| !s.is_empty()).map(Into::into).collect(),
+            registry_ca: Some(ca).filter(|ca| !ca.is_empty()).map(PathBuf::from),
+            registry_mirrors,
             shown,
         })
     }
@@ -248,6 +267,12 @@ mod tests {
         let shown = network.shown().iter().find(|s| s.0 == "host_ports").unwrap();
         assert_eq!((shown.1.as_str(), network.host_ports.len()), ("udp/123,tcp/22", 2));
         assert_eq!(source("memory"), Source::File);
+        let text = "[registry_mirrors]\n\"docker.io\" = [\"a.io/hub\", \"b:5000\"]";
+        let mirrors = load(text, &[]).unwrap();
+        assert_eq!(mirrors.registry_mirrors["docker.io"], ["a.io/hub", "b:5000"]);
+        let text = mirrors.shown().iter().find(|s| s.0 == "registry_mirrors").unwrap().1.clone();
+        let again = load("", &[("PUTER_REGISTRY_MIRRORS", &text)]).unwrap();
+        assert_eq!((again.registry_mirrors, again.registry_ca), (mirrors.registry_mirrors, None));
         assert_eq!(source("disk"), Source::Default);
     }
 
@@ -258,6 +283,8 @@ mod tests {
             ("", vec![("PUTER_MEMORY", "lots")], "the environment's PUTER_MEMORY: 'lots' is not a size"),
             ("subnet = \"10.0.0.9/24\"", vec![], "the setting 'subnet'"),
             ("ipv6 = \"fe80::/64\"", vec![], "the setting 'ipv6': 'fe80::/64' is"),
+            ("registry_ca = \"ca.pem\"", vec![], "the setting 'registry_ca' is 'ca.pem'; it must be"),
+            ("[registry_mirrors]\nx = [\"a b\"]", vec![], "the setting 'registry_mirrors': 'a b' is no mirror"),
             ("cpu = 1", vec![], "config.toml cannot be used"),
             ("", vec![("PUTER_ISOLATE", "maybe")], "PUTER_ISOLATE is 'maybe'"),
             ("host_ports = [\"tcp/22\", \"ssh\"]", vec![], "the setting 'host_ports': 'ssh' is no port"),

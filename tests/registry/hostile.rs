@@ -305,7 +305,7 @@ fn what_a_killed_pull_left_is_cleaned_when_nobody_works() {
 #[test]
 fn a_registry_that_asks_for_too_much_patience_is_given_up() {
     let error = fails(&options(), |_, _| Reply::new(429, "").with("Retry-After", "86400"));
-    assert_says(&error, &["too many requests", "wait 86400 s"]);
+    assert_says(&error, &["too many requests", "wait 24 h"]);
     let error = fails(&options(), |_, _| Reply::new(503, "").with("Retry-After", "0"));
     assert_says(&error, &["is in trouble: it answered 503"]);
 }

@@ -81,11 +81,8 @@ impl Sample {
     }
 
     pub fn of(tar: &[u8], layer: Vec<u8>) -> Sample {
-        let diff_id = Digest::of(tar);
-        let config = format!(
-            r#"{{"architecture":"{ARCHITECTURE}","os":"linux","rootfs":{{"type":"layers","diff_ids":["{diff_id}"]}}}}"#
-        );
-        let mut sample = Sample { layer, config: config.into_bytes(), manifest: String::new() };
+        let config = config(&[Digest::of(tar)]);
+        let mut sample = Sample { layer, config, manifest: String::new() };
         sample.manifest = sample.manifest_with(sample.layer.len() as i64);
         sample
     }
@@ -106,6 +103,14 @@ impl Sample {
     pub fn digest(&self) -> Digest {
         Digest::of(&self.layer)
     }
+}
+
+/// The configuration of an image of such layers.
+pub fn config(diff_ids: &[Digest]) -> Vec<u8> {
+    let list: Vec<_> = diff_ids.iter().map(|digest| format!("\"{digest}\"")).collect();
+    let list = list.join(",");
+    format!(r#"{{"architecture":"{ARCHITECTURE}","os":"linux","rootfs":{{"type":"layers","diff_ids":[{list}]}}}}"#)
+        .into_bytes()
 }
 
 /// Notes what a pull tells, and ends it when asked to.

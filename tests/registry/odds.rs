@@ -185,6 +185,30 @@ fn a_server_without_ranges_is_asked_from_the_beginning() {
 }
 
 #[test]
+fn a_server_that_begins_anew_each_time_is_given_up() {
+    let sample = Sample::new();
+    let tries = Arc::new(AtomicU32::new(0));
+    let counter = tries.clone();
+    // In turns one mebibyte from the beginning, and nothing: that looks like progress again and again.
+    let server = Server::start(move |request| {
+        let mut reply = honest(&sample, request);
+        if is_layer(&sample, request) {
+            reply = Reply::new(200, sample.layer.clone());
+            reply.length = Some(reply.body.len() as u64);
+            let number = counter.fetch_add(1, Ordering::Relaxed);
+            reply.body.truncate(if number.is_multiple_of(2) { (1 << 20) + 1000 } else { 0 });
+        }
+        reply
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let options = PullOptions { retries: 2, ..options() };
+    let error = pull(directory.path(), &format!("{}/app:1", server.address), &options).unwrap_err();
+    assert_says(&error, &["the connection to 127.0.0.1:", "failed"]);
+    assert!(tries.load(Ordering::Relaxed) <= 4, "{tries:?}");
+    assert_eq!(files(directory.path()), [""; 0]);
+}
+
+#[test]
 fn a_token_is_fetched_where_the_registry_says() {
     let sample = Arc::new(Sample::new());
     let tokens = Server::start(|request| match request.path.contains("service=reg%20istry") {

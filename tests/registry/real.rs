@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use puter::image::{Digest, Image, PullOptions, Store};
 
+use super::child::in_a_child;
 use super::image::{ARCHITECTURE, Sample, entry, files, gzip, noise, options, pull, tar};
 use super::odds::check_sample;
 
@@ -164,29 +165,6 @@ fn check_disk(image: &Image) {
     assert!(list.contains("/third/") && !list.contains("/second/"), "{list}");
 }
 
-/// Runs the calling test again in a process with these variables, where `inside` is run instead.
-fn in_a_child(
-    test: &str,
-    variables: &[(&str, String)],
-    outside: impl FnOnce() -> Vec<String>,
-    inside: impl Fn(&[String]),
-) {
-    const ARGUMENTS: &str = "PUTER_TEST_CHILD";
-    if let Ok(arguments) = std::env::var(ARGUMENTS) {
-        let arguments: Vec<_> = arguments.split('\n').map(str::to_string).collect();
-        return inside(&arguments);
-    }
-    let arguments = outside().join("\n");
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("registry::real::{test}"), "--include-ignored", "--nocapture"])
-        .env(ARGUMENTS, arguments)
-        .envs(variables.iter().map(|(name, value)| (name, value)))
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
-}
-
 #[test]
 #[ignore = "needs root"]
 fn every_form_of_an_image_becomes_the_same_machine() {
@@ -300,7 +278,7 @@ fn a_registry_with_passwords_wants_the_stored_login() {
         keep = Some(registry);
         arguments
     };
-    in_a_child("a_registry_with_passwords_wants_the_stored_login", &variables, start, |arguments| {
+    in_a_child("real::a_registry_with_passwords_wants_the_stored_login", &variables, start, |arguments| {
         let [directory, auth, bin, address] = arguments else { panic!("{arguments:?}") };
         let (store, reference) = (Path::new(directory).join("store"), format!("{address}/app:1"));
         let error = pull(&store, &reference, &options()).unwrap_err();
@@ -373,14 +351,17 @@ fn a_registry_with_tls_must_have_a_certificate_that_is_trusted() {
         keep = Some(registry);
         arguments
     };
-    in_a_child("a_registry_with_tls_must_have_a_certificate_that_is_trusted", &variables, start, |arguments| {
+    in_a_child("real::a_registry_with_tls_must_have_a_certificate_that_is_trusted", &variables, start, |arguments| {
         let [directory, address] = arguments else { panic!("{arguments:?}") };
         check_disk(&pull(&Path::new(directory).join("store"), &format!("{address}/app:1"), &options()).unwrap());
     });
     if keep.is_some() {
         // Without the variable nobody vouches for the certificate.
         let error = pull(&directory.path().join("other"), &format!("{address}/app:1"), &options()).unwrap_err();
-        assert!(error.contains("is not accepted") && error.contains("SSL_CERT_FILE"), "{error}");
+        assert!(
+            error.contains("is not accepted") && error.contains("SSL_CERT_FILE") && error.contains("registry_ca"),
+            "{error}"
+        );
         assert_eq!(files(&directory.path().join("other")), [""; 0]);
     }
     drop(keep);

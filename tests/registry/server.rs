@@ -1,7 +1,7 @@
 //! An HTTP server on loopback that answers as a test wants it to, however wrong.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -51,14 +51,35 @@ pub struct Server {
 impl Server {
     /// Serves until the process ends.
     pub fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Server {
+        Server::with(None, answer)
+    }
+
+    /// The same with TLS.
+    pub fn start_tls(
+        config: rustls::ServerConfig,
+        answer: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Server {
+        Server::with(Some(Arc::new(config)), answer)
+    }
+
+    fn with(
+        tls: Option<Arc<rustls::ServerConfig>>,
+        answer: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let requests = Arc::new(Mutex::new(vec![]));
         let (answer, log) = (Arc::new(answer), requests.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (answer, log) = (answer.clone(), log.clone());
-                std::thread::spawn(move || serve(stream, &*answer, &log));
+                let (answer, log, tls) = (answer.clone(), log.clone(), tls.clone());
+                std::thread::spawn(move || match tls {
+                    None => serve(stream, &*answer, &log),
+                    Some(config) => {
+                        let connection = rustls::ServerConnection::new(config).ok()?;
+                        serve(rustls::StreamOwned::new(connection, stream), &*answer, &log)
+                    }
+                });
             }
         });
         Server { address, requests }
@@ -70,8 +91,12 @@ impl Server {
     }
 }
 
-fn serve(stream: TcpStream, answer: &dyn Fn(&Request) -> Reply, log: &Mutex<Vec<Request>>) -> Option<()> {
-    let mut reader = BufReader::new(stream.try_clone().ok()?);
+fn serve(mut stream: impl Read + Write, answer: &dyn Fn(&Request) -> Reply, log: &Mutex<Vec<Request>>) -> Option<()> {
+    let mut reader = BufReader::new(&mut stream);
+    // Somebody wants TLS: servers answer that as any other nonsense.
+    if reader.fill_buf().ok()?.first() == Some(&0x16) {
+        return stream.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\n").ok();
+    }
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
     let mut words = line.split_whitespace();
@@ -86,12 +111,11 @@ fn serve(stream: TcpStream, answer: &dyn Fn(&Request) -> Reply, log: &Mutex<Vec<
     let mut request = Request { path, headers, body: String::new() };
     if let Some(length) = request.header("content-length").and_then(|text| text.parse().ok()) {
         let mut body = vec![0; length];
-        std::io::Read::read_exact(&mut reader, &mut body).ok()?;
+        reader.read_exact(&mut body).ok()?;
         request.body = String::from_utf8(body).ok()?;
     }
     log.lock().unwrap().push(request.clone());
     let reply = answer(&request);
-    let mut stream = stream;
     let length = reply.length.unwrap_or(reply.body.len() as u64);
     let mut head = format!("HTTP/1.1 {} X\r\nContent-Length: {length}\r\nConnection: close\r\n", reply.status);
     for (name, value) in &reply.headers {

@@ -82,6 +82,8 @@ impl Context<'_> {
         let defaults = PullOptions::default();
         let options = PullOptions {
             insecure: self.settings.insecure_registries.clone(),
+            ca: self.settings.registry_ca.clone(),
+            mirrors: self.settings.registry_mirrors.clone(),
             refresh,
             architecture: architecture.map(String::from),
             connect_timeout: timeout.min(defaults.connect_timeout),

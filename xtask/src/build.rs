@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
 use crate::shell::{find, run, top};
-use crate::{guest_image, small_guest};
+use crate::{guest_image, large_image, small_guest};
 
 /// The names by which users call the one executable.
 pub const NAMES: [&str; 3] = ["puter", "puterd", "puter-agent"];
@@ -146,6 +146,22 @@ pub fn small_guest(built: &Built) -> Result<PathBuf> {
         fingerprint(&[&recipe, &top.join("xtask/src/small_guest.rs"), &dir.join("base.stamp"), &built.executable])?;
     made_once(&out, &now, || {
         small_guest::build(&small_guest::Options { base: &base, binary: &built.executable, out: &out, tag: GUEST_TAG })
+    })?;
+    Ok(out)
+}
+
+/// The large image's OCI layout in `target/guest/large`, made anew when the guest's packages or its own recipe have
+/// changed: nobody starts it, so an older agent in it does no harm.
+///
+/// # Errors
+/// When a tool fails.
+pub fn large_image(guest: &Path) -> Result<PathBuf> {
+    let top = top();
+    let out = top.join("target/guest/large");
+    let now = fingerprint(&[&top.join("target/guest/base.stamp"), &top.join("xtask/src/large_image.rs")])?;
+    made_once(&out, &now, || {
+        println!("building an image of one GiB from Debian packages");
+        large_image::build(guest, GUEST_TAG, &out)
     })?;
     Ok(out)
 }

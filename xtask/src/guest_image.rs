@@ -29,7 +29,7 @@ pub struct Options<'a> {
 /// When a tool fails; no file is left then.
 pub fn base(tar: &Path) -> Result<()> {
     let new = tar.with_extension("new");
-    debian(&recipe(), &new)?;
+    debian(&[], &new)?;
     fs::rename(&new, tar).with_context(|| format!("cannot make {}", tar.display()))
 }
 
@@ -65,10 +65,13 @@ fn recipe() -> PathBuf {
     top().join("packaging/guest")
 }
 
-fn debian(recipe: &Path, tar: &Path) -> Result<()> {
+/// Makes a tar archive of the guest's Debian with `more` packages.
+pub(crate) fn debian(more: &[&str], tar: &Path) -> Result<()> {
+    let recipe = recipe();
     let list = recipe.join("packages");
     let text = fs::read_to_string(&list).with_context(|| format!("cannot read {}", list.display()))?;
-    let packages: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).collect();
+    let listed = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
+    let packages: Vec<&str> = listed.chain(more.iter().copied()).collect();
     let mut command = Command::new("mmdebstrap");
     command.args(["--quiet", "--format=tar", "--variant=minbase", &format!("--include={}", packages.join(","))]);
     for unneeded in ["doc", "man", "locale", "info", "lintian"] {

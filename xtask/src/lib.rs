@@ -5,6 +5,7 @@ pub mod build;
 pub mod demo;
 pub mod fuzz;
 pub mod guest_image;
+pub mod large_image;
 pub mod packages;
 pub mod registry;
 pub mod shell;

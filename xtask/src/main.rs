@@ -56,7 +56,7 @@ struct Test {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "bench")]
 struct Bench {
-    /// what to measure: clone or net
+    /// what to measure: clone, image or net
     #[argh(positional)]
     what: String,
 }

@@ -47,6 +47,9 @@ pub const TEST: &[&str] = &[
     "zsh",
 ];
 
+/// For the benchmark of images: its peers.
+pub const BENCH_IMAGE: &[&str] = &["qemu-utils"];
+
 /// For the benchmark of the network: its peers, and namespaces.
 pub const BENCH_NET: &[&str] = &["dnsmasq-base", "kea-dhcp4-server", "iproute2", "nftables", "util-linux"];
 

@@ -74,7 +74,16 @@ pub fn bench(what: &str) -> Result<()> {
         as_root(cargo.args(["bench", "--bench", what]).current_dir(top()))?;
         return crate::shell::run(&mut cargo);
     }
-    ensure!(what == "clone", "there is no benchmark '{what}'; there are: clone, net");
+    if what == "image" {
+        for list in [packages::GUEST_IMAGE, packages::RUN, packages::BENCH_IMAGE] {
+            packages::install(list)?;
+        }
+        let guest = build::guest_image(&build::release()?)?;
+        let mut cargo = Command::new("cargo");
+        as_root(cargo.args(["bench", "--bench", what]).current_dir(top()))?;
+        return crate::shell::run(cargo.env("PUTER_TEST_LARGE_IMAGE", build::large_image(&guest)?));
+    }
+    ensure!(what == "clone", "there is no benchmark '{what}'; there are: clone, image, net");
     for list in [packages::GUEST_IMAGE, packages::RUN] {
         packages::install(list)?;
     }

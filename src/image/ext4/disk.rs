@@ -1,7 +1,10 @@
 //! The image file as blocks: allocation from front to back, and writes gathered into large ones.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::FallocateFlags;
@@ -18,9 +21,55 @@ pub struct Run {
     pub length: u64,
 }
 
+/// Bytes after which what has been written is on its way to the disk. The kernel would let gigabytes gather, and the end
+/// would wait for all of them.
+const ON_ITS_WAY: u64 = 32 << 20;
+
+/// Brings a file to the disk while more is written to it.
+struct Writeback {
+    /// Full while there is something to do.
+    wake: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Writeback {
+    /// Without a second thread or a second descriptor it is done at the end.
+    fn start(file: &File) -> Writeback {
+        let (wake, woken) = sync_channel(1);
+        let spawned = file.try_clone().and_then(|file| {
+            let work = move || woken.iter().try_for_each(|()| file.sync_data());
+            std::thread::Builder::new().name("writeback".into()).spawn(work)
+        });
+        Writeback { wake: Some(wake), thread: spawned.ok() }
+    }
+
+    fn wake(&self) {
+        if let Some(wake) = &self.wake {
+            let _ = wake.try_send(());
+        }
+    }
+
+    /// Waits for it. An error of the disk is told once, so it must not be lost here.
+    fn finish(&mut self) -> io::Result<()> {
+        self.wake = None;
+        self.thread
+            .take()
+            .map_or(Ok(()), |thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked"))))
+    }
+}
+
+impl Drop for Writeback {
+    fn drop(&mut self) {
+        let _ = self.finish();
+    }
+}
+
 /// The image file while it is being made.
 pub struct Disk {
     file: File,
+    writeback: Writeback,
+    /// Bytes written since it was last woken.
+    waiting: u64,
     /// Everything from here on is free.
     cursor: u64,
     /// A bit for each block before the cursor, and perhaps some after it.
@@ -54,7 +103,16 @@ pub fn skip_reserved(block: u64) -> u64 {
 
 impl Disk {
     pub fn new(file: File) -> Self {
-        Self { file, cursor: 0, used: Vec::new(), gathered_at: 0, gathered: Vec::with_capacity(GATHER) }
+        let writeback = Writeback::start(&file);
+        Self {
+            file,
+            writeback,
+            waiting: 0,
+            cursor: 0,
+            used: Vec::new(),
+            gathered_at: 0,
+            gathered: Vec::with_capacity(GATHER),
+        }
     }
 
     pub fn cursor(&self) -> u64 {
@@ -130,7 +188,12 @@ impl Disk {
     pub fn flush(&mut self) -> Result<()> {
         if !self.gathered.is_empty() {
             self.file.write_all_at(&self.gathered, self.gathered_at * BLOCK).context("cannot write the image")?;
+            self.waiting += self.gathered.len() as u64;
             self.gathered.clear();
+            if self.waiting >= ON_ITS_WAY {
+                self.waiting = 0;
+                self.writeback.wake();
+            }
         }
         Ok(())
     }
@@ -158,6 +221,7 @@ impl Disk {
     pub fn finish(&mut self, blocks: u64) -> Result<()> {
         self.flush()?;
         self.file.set_len(blocks * BLOCK).context("cannot size the image")?;
+        self.writeback.finish().context("cannot write the image")?;
         self.file.sync_all().context("cannot write the image")
     }
 }

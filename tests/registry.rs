@@ -6,4 +6,5 @@ mod registry {
     pub mod odds;
     pub mod real;
     pub mod server;
+    pub mod terminal;
 }

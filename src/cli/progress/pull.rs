@@ -84,9 +84,8 @@ impl image::Progress for Pull<'_> {
         let mut at = self.at();
         let plural = if layers == 1 { "" } else { "s" };
         at.load = format!(" {layers} layer{plural}, {}", show_size(bytes));
-        if let Some((stage, bar, _)) = &mut at.stage {
-            bar.finish_and_clear();
-            *bar = self.screen.meter(&self.name(*stage), Some(bytes));
+        if let Some((stage, bar, _)) = &at.stage {
+            self.screen.make_meter(bar, &self.name(*stage), bytes);
         }
     }
 
@@ -118,11 +117,9 @@ impl image::Progress for Pull<'_> {
     }
 
     fn converted(&self, done: u64, total: u64) {
-        let mut at = self.at();
-        if let Some((stage, bar, _)) = &mut at.stage {
+        if let Some((stage, bar, _)) = &self.at().stage {
             if bar.length() != Some(total) {
-                bar.finish_and_clear();
-                *bar = self.screen.meter(&self.name(*stage), Some(total));
+                self.screen.make_meter(bar, &self.name(*stage), total);
             }
             bar.set_position(done);
         }

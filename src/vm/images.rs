@@ -326,7 +326,11 @@ mod tests {
         let store = Store::open(&home.images()).unwrap();
         store.name(&"localhost/named:1".parse().unwrap(), &digest(1)).unwrap();
         let chosen = serde_json::json!({ "image": "x", "digest": digest(0).to_string() });
-        let settings = |image: Option<&str>| Settings { image: image.map(String::from), ..Settings::load().unwrap() };
+        let settings = |image: Option<&str>| {
+            let mut settings = Settings::load().unwrap();
+            settings.image = image.map(String::from);
+            settings
+        };
         let gone = |settings: &Settings, all: bool| -> Vec<Digest> {
             let removed = prune(&home, settings, all, true).unwrap();
             removed.images.into_iter().map(|image| image.digest).collect()

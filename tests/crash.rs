@@ -3,6 +3,8 @@
 
 #[path = "e2e/host.rs"]
 mod host;
+#[path = "crash/images.rs"]
+mod images;
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;

@@ -11,6 +11,9 @@ mod registry {
     pub mod patience;
     pub mod proxy;
     pub mod real;
+    #[path = "../e2e/terminal.rs"]
+    pub mod screen;
     pub mod server;
+    pub mod terminal;
     pub mod tls;
 }

@@ -24,6 +24,18 @@ const RATE: u8 = 20;
 /// How often a bar is drawn although nothing moves.
 const TICK: Duration = Duration::from_millis(100);
 
+/// The bars that are on the terminal.
+static SHOWN: Mutex<Option<MultiProgress>> = Mutex::new(None);
+
+/// Writes to the terminal while no bar is there: what is written stays, and the bars are below it.
+pub fn aside<T>(write: impl FnOnce() -> T) -> T {
+    let shown = SHOWN.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+    match shown {
+        Some(bars) => bars.suspend(write),
+        None => write(),
+    }
+}
+
 /// Shows what each VM's command waits for.
 pub struct Progress {
     terminal: bool,
@@ -39,7 +51,11 @@ impl Progress {
             true => ProgressDrawTarget::term_like_with_hz(Box::<Screen>::default(), RATE),
             false => ProgressDrawTarget::hidden(),
         };
-        Progress { terminal, bars: MultiProgress::with_draw_target(target), steps: Mutex::default() }
+        let bars = MultiProgress::with_draw_target(target);
+        if terminal {
+            *SHOWN.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(bars.clone());
+        }
+        Progress { terminal, bars, steps: Mutex::default() }
     }
 
     /// A bar for bytes whose number is not known beforehand.
@@ -57,37 +73,42 @@ impl Progress {
 
     /// A bar for bytes.
     fn meter(&self, what: &str, total: Option<u64>) -> ProgressBar {
-        let name = plain(what);
-        self.bar(total, move |state: &ProgressState, w: &mut dyn fmt::Write| {
-            let at = Measure { done: state.pos(), total: state.len(), rate: state.per_sec(), left: state.eta() };
-            let _ = w.write_str(&lay_out(&name, at, size().0.into()));
-        })
+        let bar = match total {
+            Some(total) => ProgressBar::new(total),
+            None => ProgressBar::no_length(),
+        };
+        self.add(bar, meter_style(what))
+    }
+
+    /// Has a bar, such as a spinner, show bytes from now on.
+    fn make_meter(&self, bar: &ProgressBar, what: &str, total: u64) {
+        bar.set_length(total);
+        bar.set_position(0);
+        bar.reset_eta();
+        if let Some(style) = meter_style(what) {
+            bar.set_style(style);
+        }
+        bar.force_draw();
     }
 
     /// A sign that something goes on.
     fn spinner(&self, what: &str) -> ProgressBar {
         let name = plain(what);
-        self.bar(None, move |state: &ProgressState, w: &mut dyn fmt::Write| {
+        let style = style(move |state, w| {
             let sign = ["|", "/", "-", "\\"][(state.elapsed().as_millis() / TICK.as_millis()) as usize % 4];
             let text = format!("{name} {} s {sign}", state.elapsed().as_secs());
             let _ = w.write_str(&clip(&text, usize::from(size().0).saturating_sub(1)));
-        })
+        });
+        self.add(ProgressBar::no_length(), style)
     }
 
-    fn bar(
-        &self,
-        length: Option<u64>,
-        write: impl Fn(&ProgressState, &mut dyn fmt::Write) + Clone + Send + Sync + 'static,
-    ) -> ProgressBar {
-        let bar = match length {
-            Some(length) => ProgressBar::new(length),
-            None => ProgressBar::no_length(),
-        };
+    fn add(&self, bar: ProgressBar, style: Option<ProgressStyle>) -> ProgressBar {
         let bar = self.bars.add(bar);
-        if let Ok(style) = ProgressStyle::with_template("{line}") {
-            bar.set_style(style.with_key("line", write));
+        if let Some(style) = style {
+            bar.set_style(style);
         }
         if self.terminal {
+            bar.tick();
             bar.enable_steady_tick(TICK);
         }
         bar
@@ -105,6 +126,19 @@ impl Progress {
             false => eprintln!("{text}"),
         }
     }
+}
+
+/// A line that is written by this.
+fn style(write: impl Fn(&ProgressState, &mut dyn fmt::Write) + Clone + Send + Sync + 'static) -> Option<ProgressStyle> {
+    Some(ProgressStyle::with_template("{line}").ok()?.with_key("line", write))
+}
+
+fn meter_style(what: &str) -> Option<ProgressStyle> {
+    let name = plain(what);
+    style(move |state, w| {
+        let at = Measure { done: state.pos(), total: state.len(), rate: state.per_sec(), left: state.eta() };
+        let _ = w.write_str(&lay_out(&name, at, size().0.into()));
+    })
 }
 
 impl Observer for Progress {

@@ -17,8 +17,8 @@ const USER: &str = "tester";
 const PASSWORD: &str = "correct:horse";
 
 /// A docker-registry on loopback, ended with the test.
-struct Registry {
-    address: String,
+pub struct Registry {
+    pub address: String,
     child: Child,
 }
 
@@ -31,7 +31,7 @@ impl Drop for Registry {
 
 impl Registry {
     /// `extra` is added to its configuration.
-    fn start(directory: &Path, extra: &str) -> Registry {
+    pub fn start(directory: &Path, extra: &str) -> Registry {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let storage = directory.join("registry");
         let config = format!(
@@ -73,7 +73,7 @@ impl Registry {
         Registry::start(directory, &format!("auth: {{htpasswd: {{realm: test, path: {}}}}}", path.display()))
     }
 
-    fn push(&self, from: &str, name: &str, arguments: &[&str]) {
+    pub fn push(&self, from: &str, name: &str, arguments: &[&str]) {
         let to = format!("docker://{}/{name}", self.address);
         skopeo(&[&["--dest-tls-verify=false", "--dest-creds", &format!("{USER}:{PASSWORD}")], arguments, &[from, &to]]);
     }
@@ -87,13 +87,13 @@ fn skopeo(arguments: &[&[&str]]) {
 }
 
 /// Writes an OCI layout with an image for each architecture, whose layers are not compressed.
-struct Layout {
+pub struct Layout {
     directory: PathBuf,
     manifests: Vec<String>,
 }
 
 impl Layout {
-    fn new(directory: &Path) -> Layout {
+    pub fn new(directory: &Path) -> Layout {
         std::fs::create_dir_all(directory.join("blobs/sha256")).unwrap();
         std::fs::write(directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
         Layout { directory: directory.to_path_buf(), manifests: vec![] }
@@ -105,7 +105,7 @@ impl Layout {
         format!(r#""digest":"{digest}","size":{}"#, bytes.len())
     }
 
-    fn add(&mut self, architecture: &str, layers: &[Vec<u8>]) {
+    pub fn add(&mut self, architecture: &str, layers: &[Vec<u8>]) {
         let list: Vec<_> = layers.iter().map(|layer| format!("\"{}\"", Digest::of(layer))).collect();
         let config = format!(
             r#"{{"architecture":"{architecture}","os":"linux","config":{{}},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
@@ -126,7 +126,7 @@ impl Layout {
     }
 
     /// Tags an index of all images, and returns the layout as skopeo and puter name it.
-    fn finish(&self, tag: &str) -> String {
+    pub fn finish(&self, tag: &str) -> String {
         let index = format!(
             r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{}]}}"#,
             self.manifests.join(",")
@@ -148,7 +148,7 @@ fn layers() -> Vec<Vec<u8>> {
     vec![base, second, third]
 }
 
-fn gzip_free(sample: &Sample) -> Vec<u8> {
+pub fn gzip_free(sample: &Sample) -> Vec<u8> {
     let mut bytes = vec![];
     std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&sample.layer[..]), &mut bytes).unwrap();
     bytes

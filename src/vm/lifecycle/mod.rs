@@ -90,6 +90,8 @@ impl Context<'_> {
             idle_timeout: timeout,
             ..defaults
         };
+        // It ends soon by itself, takes its files away and its bars off the screen.
+        let _guard = super::cancel::guard();
         let progress = self.observer.pull(&reference.to_string());
         store.pull(reference, &options, &*progress)
     }

@@ -2,26 +2,37 @@
 
 #![no_main]
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use libfuzzer_sys::fuzz_target;
 use puter::dns::{self, Names, Outcome};
 use puter::protocol::address::Subnet;
+use puter::protocol::ipv6::Network6;
 use simple_dns::{Packet, SimpleDnsError};
 
 struct Web;
+
+const WEB6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0x5054, 0xff, 0xfe00, 0xb);
 
 impl Names for Web {
     fn address(&self, vm: &str) -> Option<Ipv4Addr> {
         (vm == "web").then_some(Ipv4Addr::new(10, 0, 0, 11))
     }
 
-    fn name(&self, address: Ipv4Addr) -> Option<String> {
-        (address == Ipv4Addr::new(10, 0, 0, 11)).then(|| "web".to_owned())
+    fn address6(&self, vm: &str) -> Option<Ipv6Addr> {
+        (vm == "web").then_some(WEB6)
+    }
+
+    fn name(&self, address: IpAddr) -> Option<String> {
+        (address == Ipv4Addr::new(10, 0, 0, 11) || address == WEB6).then(|| "web".to_owned())
     }
 
     fn subnet(&self) -> Subnet {
         Subnet::default()
+    }
+
+    fn network6(&self) -> Option<Network6> {
+        Some("fd00::/64".parse().expect("a network"))
     }
 }
 

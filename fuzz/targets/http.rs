@@ -22,7 +22,16 @@ impl Backend for All {
         assert!(request.id > 0);
         let ip = Subnet::default().address(request.id).ok_or_else(|| ApiError::new(507, "subnet_full", "full"))?;
         let (name, mac) = (tap_name(&request.vm), Mac::of_id(request.id));
-        Ok(Tap { vm: request.vm.clone(), id: request.id, name, mac, ip, isolated: request.isolated, attached: false })
+        Ok(Tap {
+            vm: request.vm.clone(),
+            id: request.id,
+            name,
+            mac,
+            ip,
+            ip6: None,
+            isolated: request.isolated,
+            attached: false,
+        })
     }
 
     fn list(&self) -> Result<Vec<Tap>, ApiError> {

@@ -11,7 +11,7 @@ const BUFFER: usize = 256 << 10;
 const ZSTD_MAGIC: u32 = 0xfd2f_b528;
 
 /// The decompressed stream of `reader`.
-pub(crate) fn decompress<'a>(reader: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
+pub fn decompress<'a>(reader: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
     let mut reader = BufReader::with_capacity(BUFFER, reader);
     let mut start = [0; 6];
     let known = fill(&mut reader, &mut start)?;

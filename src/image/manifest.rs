@@ -8,18 +8,18 @@ use serde::Deserialize;
 use super::digest::{Digest, clip};
 
 /// The longest manifest that is read (the OCI distribution spec's recommendation).
-pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
+pub const MAX_MANIFEST: u64 = 4 << 20;
 /// The longest image configuration that is read.
-pub(crate) const MAX_CONFIG: u64 = 8 << 20;
+pub const MAX_CONFIG: u64 = 8 << 20;
 const MAX_LAYERS: usize = 512;
 
 /// What to accept, the newest first.
-pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
 
 /// A piece of content by its digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Descriptor {
+pub struct Descriptor {
     pub digest: Digest,
     pub size: u64,
     pub media_type: String,
@@ -27,7 +27,7 @@ pub(crate) struct Descriptor {
 
 /// An image's manifest, checked.
 #[derive(Debug, Clone)]
-pub(crate) struct Manifest {
+pub struct Manifest {
     pub digest: Digest,
     pub config: Descriptor,
     pub layers: Vec<Descriptor>,
@@ -35,7 +35,7 @@ pub(crate) struct Manifest {
 
 /// What a manifest document turned out to be.
 #[derive(Debug)]
-pub(crate) enum Document {
+pub enum Document {
     /// An image.
     Image(Manifest),
     /// An index; this is the manifest for the wanted platform.
@@ -102,7 +102,7 @@ impl RawDescriptor {
 }
 
 /// Parses a manifest or an index; `content_type` is what the registry called it, if it did.
-pub(crate) fn parse(bytes: &[u8], content_type: &str, architecture: &str) -> Result<Document> {
+pub fn parse(bytes: &[u8], content_type: &str, architecture: &str) -> Result<Document> {
     let raw: Raw = match serde_json::from_slice(bytes) {
         Ok(raw) => raw,
         Err(error) => bail!("{}: {}", not_json(bytes, "a manifest"), clip(&error.to_string())),
@@ -185,7 +185,7 @@ fn check_layer(layer: &RawDescriptor) -> Result<()> {
 }
 
 /// Explains a document that is not JSON: a web page where an API was expected is the usual case.
-pub(crate) fn not_json(bytes: &[u8], what: &str) -> String {
+fn not_json(bytes: &[u8], what: &str) -> String {
     let start: String = String::from_utf8_lossy(bytes.get(..64).unwrap_or(bytes)).trim_start().to_ascii_lowercase();
     if start.starts_with('<') {
         return format!(
@@ -222,7 +222,7 @@ fn choose(manifests: &[RawDescriptor], architecture: &str) -> Result<Descriptor>
 }
 
 /// Chooses an image of an OCI layout's `index.json` by its tag.
-pub(crate) fn choose_tag(bytes: &[u8], tag: Option<&str>, architecture: &str) -> Result<Descriptor> {
+pub fn choose_tag(bytes: &[u8], tag: Option<&str>, architecture: &str) -> Result<Descriptor> {
     const NAME: &str = "org.opencontainers.image.ref.name";
     let Ok(Raw { manifests: Some(manifests), .. }) = serde_json::from_slice(bytes) else {
         bail!("index.json is no image index");
@@ -260,14 +260,14 @@ pub(crate) fn choose_tag(bytes: &[u8], tag: Option<&str>, architecture: &str) ->
 
 /// What of an image's configuration matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Config {
+pub struct Config {
     pub architecture: String,
     /// The digests of the decompressed layers, lowest first.
     pub diff_ids: Vec<Digest>,
 }
 
 /// Parses and checks an image's configuration against what is wanted.
-pub(crate) fn parse_config(bytes: &[u8], layers: usize, architecture: &str) -> Result<Config> {
+pub fn parse_config(bytes: &[u8], layers: usize, architecture: &str) -> Result<Config> {
     #[derive(Deserialize)]
     struct RawConfig {
         #[serde(default)]

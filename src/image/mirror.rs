@@ -6,6 +6,7 @@ use std::sync::mpsc::Sender;
 use anyhow::{Result, anyhow};
 
 use super::blob::Event;
+use super::digest::clip;
 use super::progress::is_cancelled;
 use super::reference::RegistryReference;
 use super::registry::Registry;
@@ -21,6 +22,7 @@ pub fn parse_mirrors(text: &str) -> Result<Mirrors, String> {
     let mut mirrors = Mirrors::new();
     for one in text.split(',').map(str::trim).filter(|one| !one.is_empty()) {
         let Some((registry, mirror)) = one.split_once('=') else {
+            let one = clip(one);
             return Err(format!("'{one}' names no mirror; an example is docker.io=mirror.example:5000"));
         };
         let any = RegistryReference {
@@ -85,6 +87,7 @@ mod tests {
     fn what_is_no_mirror_is_told() {
         for (text, reason) in [
             ("docker.io", "names no mirror"),
+            ("docker.io\u{1b}[2J", "'docker.io\u{fffd}[2J' names no mirror"),
             ("docker.io=", "is no mirror"),
             ("=a.io", "is no mirror"),
             ("docker.io=a b", "is no mirror"),

@@ -266,7 +266,8 @@ fn check_registry(registry: &str) -> Result<(), String> {
 
 fn check_repository(repository: &str) -> Result<(), String> {
     if repository.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        return Err(format!("a repository's name is lower case; did you mean '{}'?", repository.to_ascii_lowercase()));
+        let lower = clip(&repository.to_ascii_lowercase());
+        return Err(format!("a repository's name is lower case; did you mean '{lower}'?"));
     }
     match repository.split('/').find(|part| !is_path_component(part)) {
         None => Ok(()),
@@ -351,6 +352,7 @@ mod tests {
         for (text, reason) in [
             ("", "it is empty"),
             ("Debian", "did you mean 'debian'?"),
+            ("A\u{1b}[2J", "did you mean 'a\u{fffd}[2j'?"),
             ("ghcr.io/Team/app", "did you mean 'team/app'?"),
             ("https://ghcr.io/a", "leave out the scheme"),
             ("a:", "is no tag"),

@@ -9,10 +9,18 @@ use anyhow::{Context, Result, ensure};
 use crate::shell::{self, top};
 use crate::{build, packages};
 
-/// The targets of fuzz/Cargo.toml.
-const TARGETS: [&str; 4] = ["dhcp", "dns", "http", "netlink"];
-/// Longest input in bytes.
-const MAX_LENGTH: u32 = 4096;
+/// The targets of fuzz/Cargo.toml, and their longest input in bytes.
+const TARGETS: [(&str, u32); 7] = [
+    ("dhcp", 4096),
+    ("dns", 4096),
+    ("http", 4096),
+    ("layers", 16 << 10),
+    ("manifest", 4096),
+    ("netlink", 4096),
+    ("reference", 512),
+];
+/// An input that takes so many seconds, or so many MiB, is a finding.
+const LIMITS: [&str; 2] = ["-timeout=20", "-rss_limit_mb=1024"];
 /// Coverage for libFuzzer: what cargo-fuzz asks of a nightly compiler, by the flags of a stable one. The address sanitizer
 /// is not among them, and not needed where the code has next to no `unsafe`.
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -25,10 +33,10 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
 /// When there is no such target, it cannot be built, or it found something: then with the path of the input.
 pub fn run(only: Option<&str>, seconds: u32) -> Result<()> {
     ensure!(
-        only.is_none_or(|name| TARGETS.contains(&name)),
+        only.is_none_or(|name| TARGETS.iter().any(|(target, _)| *target == name)),
         "there is no target '{}'; there are: {}",
         only.unwrap_or_default(),
-        TARGETS.join(", ")
+        TARGETS.map(|(target, _)| target).join(", ")
     );
     packages::install(&["g++"])?;
     let dir = top().join("target/fuzz");
@@ -39,15 +47,16 @@ pub fn run(only: Option<&str>, seconds: u32) -> Result<()> {
             .arg(top().join("fuzz/Cargo.toml"))
             .arg("--target-dir")
             .arg(&dir)
+            .args(only.iter().flat_map(|name| ["--bin", name]))
             .env("RUSTFLAGS", FLAGS),
     )?;
-    for target in TARGETS.iter().filter(|target| only.is_none_or(|name| name == **target)) {
-        one(&dir, &dir.join(&host).join("release").join(target), target, seconds)?;
+    for (target, length) in TARGETS.iter().filter(|(target, _)| only.is_none_or(|name| name == *target)) {
+        one(&dir, &dir.join(&host).join("release").join(target), (target, *length), seconds)?;
     }
     Ok(())
 }
 
-fn one(dir: &Path, program: &Path, target: &str, seconds: u32) -> Result<()> {
+fn one(dir: &Path, program: &Path, (target, length): (&str, u32), seconds: u32) -> Result<()> {
     let (learnt, found) = (dir.join("corpus").join(target), dir.join("found"));
     for path in [&learnt, &found] {
         fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
@@ -56,7 +65,8 @@ fn one(dir: &Path, program: &Path, target: &str, seconds: u32) -> Result<()> {
     println!("{target}: {seconds} s, {} inputs to begin with", fs::read_dir(&seeds)?.count());
     let log = dir.join(format!("{target}.log"));
     let status = Command::new(program)
-        .args([&format!("-max_total_time={seconds}"), &format!("-max_len={MAX_LENGTH}"), "-print_final_stats=1"])
+        .args([&format!("-max_total_time={seconds}"), &format!("-max_len={length}"), "-print_final_stats=1"])
+        .args(LIMITS)
         .arg(format!("-artifact_prefix={}/{target}-", found.display()))
         .args([&learnt, &seeds])
         .stdout(fs::File::create(&log)?)

@@ -4,5 +4,6 @@ mod layers {
     pub mod grow;
     pub mod same;
     pub mod sparse;
+    pub mod styles;
     pub mod tools;
 }

@@ -39,6 +39,7 @@ pub const TEST: &[&str] = &[
     "cpio",
     "file",
     "fish",
+    "libarchive-tools",
     "libcap-ng-dev",
     "libseccomp-dev",
     "socat",

@@ -2,12 +2,15 @@
 
 #[path = "e2e/host.rs"]
 mod host;
+#[path = "e2e/terminal.rs"]
+mod terminal;
 
 use std::fs;
 use std::process::Command;
 
 use host::{Host, text};
 use serde_json::{Value, json};
+use terminal::Terminal;
 use xtask::shell::output;
 
 fn images(host: &Host) -> Vec<Value> {
@@ -259,9 +262,33 @@ fn what_a_machine_a_snapshot_or_a_clone_stands_on_stays() {
     assert!(kept());
     assert!(host.ok(&["image", "prune", "--all"]).contains(&format!("{image}:latest")));
     assert!(!kept());
-    host.ok(&["start", "web", "--memory", "256M"]);
+    let started = host.world.puter(&["start", "web", "--memory", "256M"]).unwrap();
+    assert!(
+        text(&started.stderr).contains(&format!("{image}:latest: downloading 1 layer, ")),
+        "{}",
+        text(&started.stderr)
+    );
     assert!(kept());
     // A machine can be made of an image by its digest as well.
     host.ok(&["start", "two", "--memory", "256M", "--image", &digest]);
     assert_eq!(host.json(&["info", "two", "--json"])[0]["image"]["reference"], format!("{image}:latest"));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_one_machine_says_on_a_terminal_is_not_wiped_by_the_progress_of_another() {
+    let host = Host::new();
+    host.ready();
+    host.ok(&["image", "prune", "--all"]);
+    let mut command = host.world.command_with(&[("TERM", "xterm")], "puter");
+    command.args(["start", "one", "two", "three", "--memory", "256M"]).stdin(std::process::Stdio::null());
+    let (status, lines, _) = Terminal::run(command, 24, 80).end();
+    assert!(status.success(), "{lines:#?}");
+    for (name, ip) in [("one", "10.0.0."), ("two", "10.0.0."), ("three", "10.0.0.")] {
+        let says = |text: &str| lines.iter().filter(|line| line.starts_with(&format!("{name}{text}"))).count();
+        assert_eq!((says(&format!(" runs at {ip}")), says(": boot "), says(": network ")), (1, 1, 1), "{lines:#?}");
+    }
+    // Nothing of what moved is left, and of one image there is one download.
+    assert!(lines.iter().all(|line| !line.ends_with(['|', '/', '-', '\\']) && !line.contains(" [")), "{lines:#?}");
+    assert_eq!(lines.iter().filter(|line| line.contains(": downloading 1 layer, ")).count(), 1, "{lines:#?}");
 }

@@ -5,6 +5,8 @@ mod registry {
     pub mod image;
     pub mod odds;
     pub mod real;
+    #[path = "../e2e/terminal.rs"]
+    pub mod screen;
     pub mod server;
     pub mod terminal;
 }

@@ -205,11 +205,13 @@ fn report(error: &anyhow::Error) -> ExitCode {
 }
 
 fn show_error(error: &anyhow::Error) {
-    eprintln!("puter: {error:#}");
     let hint = error.downcast_ref::<Hinted>().map(|hinted| hinted.hint());
-    if let Some(hint) = hint.or_else(|| crate::vm::files::disk_hint(error)) {
-        eprintln!("hint: {hint}");
-    }
+    progress::aside(|| {
+        eprintln!("puter: {error:#}");
+        if let Some(hint) = hint.or_else(|| crate::vm::files::disk_hint(error)) {
+            eprintln!("hint: {hint}");
+        }
+    });
 }
 
 /// The command failed and has said why already.

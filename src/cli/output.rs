@@ -5,10 +5,15 @@ use std::io::Write;
 use anyhow::Result;
 use serde::Serialize;
 
+use super::progress::aside;
+
 /// Prints a text and a line feed. A reader that went away (`puter list | head -1`) is no error.
 pub fn print(text: &str) {
-    let mut stdout = std::io::stdout().lock();
-    if writeln!(stdout, "{text}").and_then(|()| stdout.flush()).is_err() {
+    let written = aside(|| {
+        let mut stdout = std::io::stdout().lock();
+        writeln!(stdout, "{text}").and_then(|()| stdout.flush())
+    });
+    if written.is_err() {
         std::process::exit(1);
     }
 }

@@ -24,6 +24,18 @@ const RATE: u8 = 20;
 /// How often a bar is drawn although nothing moves.
 const TICK: Duration = Duration::from_millis(100);
 
+/// The bars that are on the terminal.
+static SHOWN: Mutex<Option<MultiProgress>> = Mutex::new(None);
+
+/// Writes to the terminal while no bar is there: what is written stays, and the bars are below it.
+pub fn aside<T>(write: impl FnOnce() -> T) -> T {
+    let shown = SHOWN.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+    match shown {
+        Some(bars) => bars.suspend(write),
+        None => write(),
+    }
+}
+
 /// Shows what each VM's command waits for.
 pub struct Progress {
     terminal: bool,
@@ -39,7 +51,11 @@ impl Progress {
             true => ProgressDrawTarget::term_like_with_hz(Box::<Screen>::default(), RATE),
             false => ProgressDrawTarget::hidden(),
         };
-        Progress { terminal, bars: MultiProgress::with_draw_target(target), steps: Mutex::default() }
+        let bars = MultiProgress::with_draw_target(target);
+        if terminal {
+            *SHOWN.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(bars.clone());
+        }
+        Progress { terminal, bars, steps: Mutex::default() }
     }
 
     /// A bar for bytes whose number is not known beforehand.

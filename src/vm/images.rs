@@ -133,8 +133,7 @@ fn image_of(home: &Home, disk: &Path) -> Option<Digest> {
 /// The images that new VMs get where none is named: the one that `init` chose, and the one that the settings name.
 fn defaults(home: &Home, settings: &Settings, store: &Store) -> Vec<Digest> {
     let chosen = super::init::default_digest(home).and_then(|digest| digest.parse().ok());
-    let named = settings.image.as_ref().and_then(|text| text.parse::<Reference>().ok());
-    let named = named.and_then(|reference| store.get(&reference).ok()?).map(|image| image.digest);
+    let named = settings.image.as_ref().and_then(|text| Some(*store.find(text).ok()?.digest()));
     chosen.into_iter().chain(named).collect()
 }
 
@@ -204,15 +203,18 @@ pub fn pull(context: &Context, text: &str, architecture: Option<&str>) -> Result
     Ok(Pulled { image, former })
 }
 
-/// Forgets a name, and deletes the image if that was its last.
+/// Forgets a name, and deletes the image if that was its last. Tells also whether that was the image of new VMs.
 ///
 /// # Errors
 /// When there is none, or a VM or snapshot needs it (the error names them).
-pub fn delete(home: &Home, text: &str) -> Result<Removed> {
+pub fn delete(home: &Home, settings: &Settings, text: &str) -> Result<(Removed, bool)> {
     let absent = || anyhow!("there is no image '{}' here", super::files::plain(text));
     look(home).ok_or_else(absent).hint("`puter image list` shows those that are")?;
     let store = Store::open(&home.images())?;
-    store.delete(text, &|digest| Ok(users(home)?.reasons(digest)))
+    let defaults = defaults(home, settings, &store);
+    let removed = store.delete(text, &|digest| Ok(users(home)?.reasons(digest)))?;
+    let was_default = removed.images.iter().any(|image| image.left.is_empty() && defaults.contains(&image.digest));
+    Ok((removed, was_default))
 }
 
 /// Deletes all images that no VM and no snapshot needs, and the cached layers. The image for new VMs stays unless `all`.
@@ -316,6 +318,34 @@ mod tests {
         assert!(users(&home).unwrap().of(&digest(0)).is_empty(), "the list shows what is known");
         fs::remove_file(home.overlay("web")).unwrap();
         assert_eq!(names(&users(&home).unwrap(), 0), [""; 0]);
+    }
+
+    #[test]
+    fn the_images_of_new_machines_go_only_with_all_the_others() {
+        let (dir, home) = home();
+        let store = Store::open(&home.images()).unwrap();
+        store.name(&"localhost/named:1".parse().unwrap(), &digest(1)).unwrap();
+        let chosen = serde_json::json!({ "image": "x", "digest": digest(0).to_string() });
+        let settings = |image: Option<&str>| {
+            let mut settings = Settings::load().unwrap();
+            settings.image = image.map(String::from);
+            settings
+        };
+        let gone = |settings: &Settings, all: bool| -> Vec<Digest> {
+            let removed = prune(&home, settings, all, true).unwrap();
+            removed.images.into_iter().map(|image| image.digest).collect()
+        };
+        assert_eq!(gone(&settings(None), false), [digest(0), digest(1)]);
+        fs::write(home.defaults(), chosen.to_string()).unwrap();
+        assert_eq!(gone(&settings(None), false), [digest(1)]);
+        assert_eq!(gone(&settings(Some("localhost/named:1")), false), []);
+        assert_eq!(gone(&settings(Some("localhost/other")), false), [digest(1)]);
+        assert_eq!(gone(&settings(Some("localhost/named:1")), true), [digest(0), digest(1)]);
+        assert!(image(&home, 0).exists() && image(&home, 1).exists(), "so far that was talk");
+        let (_, was_default) = delete(&home, &settings(None), &digest(0).to_string()).unwrap();
+        assert!(was_default && !image(&home, 0).exists());
+        assert_eq!(prune(&home, &settings(None), false, false).unwrap().images.len(), 1);
+        assert!(!image(&home, 1).exists() && dir.path().join("images/refs").read_dir().unwrap().next().is_none());
     }
 
     #[test]

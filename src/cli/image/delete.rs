@@ -9,7 +9,7 @@ use crate::image::Removed;
 use crate::vm::files::plain;
 use crate::vm::home::Home;
 use crate::vm::images;
-use crate::vm::settings::show_size;
+use crate::vm::settings::{Settings, show_size};
 
 /// Forget names of images, and delete an image with its last name, or by its digest with all of them. One that a VM or a
 /// snapshot needs stays.
@@ -26,11 +26,14 @@ pub struct Delete {
 
 impl Delete {
     pub fn run(self) -> Result<()> {
-        let home = Home::from_env()?;
+        let (home, settings) = (Home::from_env()?, Settings::load()?);
         let (removed, failed) = each(&self.images, |text| {
-            let removed = images::delete(&home, text)?;
+            let (removed, was_default) = images::delete(&home, &settings, text)?;
             if !self.json {
                 tell(text, &removed);
+            }
+            if was_default {
+                eprintln!("note: new VMs were made of it; the next `puter start` of one pulls it again");
             }
             Ok(removed)
         })?;

@@ -29,8 +29,8 @@ struct At {
     layers: BTreeMap<String, ProgressBar>,
     /// Bytes of each layer that are here.
     done: BTreeMap<String, u64>,
-    /// What is downloaded, in words.
-    load: String,
+    /// What is downloaded: layers and bytes.
+    load: Option<(usize, u64)>,
 }
 
 impl<'a> Pull<'a> {
@@ -52,13 +52,15 @@ impl<'a> Pull<'a> {
             bar.finish_and_clear();
         }
         at.done.clear();
-        let load = std::mem::take(&mut at.load);
+        let load = at.load.take().filter(|(layers, _)| *layers > 0);
         let Some((stage, bar, began)) = at.stage.take() else { return };
         bar.finish_and_clear();
         let took = began.elapsed().as_secs_f64();
-        // What was over in no time needs no line.
-        if well && took >= 0.1 {
-            self.screen.line(&format!("{}: {}{load} {took:.1} s", self.what, stage.name()));
+        // What was over in no time needs no line, unless it used the network.
+        if well && (took >= 0.1 || load.is_some()) {
+            let plural = |layers| if layers == 1 { "" } else { "s" };
+            let load = load.map(|(layers, bytes)| format!(" {layers} layer{}, {}", plural(layers), show_size(bytes)));
+            self.screen.line(&format!("{}: {}{} {took:.1} s", self.what, stage.name(), load.unwrap_or_default()));
         }
     }
 }
@@ -82,8 +84,7 @@ impl image::Progress for Pull<'_> {
 
     fn total(&self, layers: usize, bytes: u64) {
         let mut at = self.at();
-        let plural = if layers == 1 { "" } else { "s" };
-        at.load = format!(" {layers} layer{plural}, {}", show_size(bytes));
+        at.load = Some((layers, bytes));
         if let Some((stage, bar, _)) = &at.stage {
             self.screen.make_meter(bar, &self.name(*stage), bytes);
         }

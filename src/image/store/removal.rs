@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, anyhow};
 use serde::Serialize;
 
 use super::{Digest, Kept, LayerId, Named, Reference, Store, Target, files, size_on_disk};
@@ -140,7 +140,7 @@ impl Store {
             }
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
-        bail!("another command is using the images: wait for it to end and try again")
+        Err(anyhow!("another command is using the images")).hint("wait for it to end, then try again")
     }
 
     /// The files of the cached layers.

@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-/// A directory with `puter` on its path, and a home with two VMs that do not run.
+/// A directory with `puter` on its path, and a home with two VMs that do not run and the names of two images.
 fn world() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     symlink(env!("CARGO_BIN_EXE_puter-multi"), dir.path().join("puter")).unwrap();
@@ -18,6 +18,13 @@ fn world() -> tempfile::TempDir {
             "ports": [{ "address": "127.0.0.1", "host_port": 8080 + id, "guest_port": 80, "protocol": "tcp" }],
         });
         std::fs::write(dir.path().join(format!("home/state/{name}.json")), state.to_string()).unwrap();
+    }
+    for (digit, name) in [("a", "localhost:5000/puter/debian:12"), ("b", "docker.io/library/other:latest")] {
+        let images = dir.path().join("home/images");
+        std::fs::create_dir_all(images.join("disks").join(digit.repeat(64))).unwrap();
+        std::fs::create_dir_all(images.join("refs")).unwrap();
+        let named = serde_json::json!({ "reference": name, "digest": format!("sha256:{}", digit.repeat(64)) });
+        std::fs::write(images.join(format!("refs/{digit}.json")), named.to_string()).unwrap();
     }
     for shell in ["bash", "zsh", "fish"] {
         let output = Command::new(dir.path().join("puter")).args(["completions", shell]).output().unwrap();
@@ -60,12 +67,17 @@ fn bash_completes_commands_options_names_and_files() {
     assert_eq!(complete("puter port ''"), "add list remove");
     assert_eq!(complete("puter start web --pub"), "--publish");
     assert_eq!(complete("puter port remove web ''"), "127.0.0.1:8081:80/tcp");
+    assert_eq!(complete("puter image ''"), "list pull inspect delete prune");
+    assert_eq!(complete("puter image delete lo"), "localhost:5000/puter/debian:12");
+    assert_eq!(complete("puter start web --image do"), "docker.io/library/other:latest");
 
     // Where the user has typed a ':', bash has taken the word apart, and replaces what follows the ':'.
     let complete = |line: &str, words: &str| complete(&format!("{words}); COMP_LINE=({line}"));
     assert_eq!(complete("'puter port remove web 127.0.0.1:80'", "puter port remove web 127.0.0.1 : 80"), "8081:80/tcp");
     assert_eq!(complete("'puter port remove web 127.0.0.1:'", "puter port remove web 127.0.0.1 :"), "8081:80/tcp");
     assert_eq!(complete("'puter port remove  web 1'", "puter port remove web 1"), "127.0.0.1:8081:80/tcp");
+    let image = complete("'puter image inspect localhost:5000/pu'", "puter image inspect localhost : 5000/pu");
+    assert_eq!(image, "5000/puter/debian:12");
     assert_eq!(complete("'puter start --mount web:ba'", "puter start --mount web : ba"), "");
     assert_eq!(complete("'puter start web : wo'", "puter start web : wo"), "worker-two");
 }
@@ -85,6 +97,7 @@ fn fish_completes_with_descriptions() {
     assert!(complete("puter start --no-w").starts_with("--no-wait\t"));
     assert_eq!(complete("puter port remove web 127"), "127.0.0.1:8081:80/tcp");
     assert!(complete("puter init --kernel ba").contains("bash"));
+    assert_eq!(complete("puter image delete docker.io/library/other:latest lo"), "localhost:5000/puter/debian:12\timage");
 }
 
 #[test]
@@ -115,4 +128,6 @@ fn zsh_completes_with_descriptions() {
     assert!(told.contains("web") && told.contains("worker-two"), "{told}");
     let told = complete("puter sto");
     assert!(told.contains("stop"), "{told}");
+    let told = complete("puter image inspect local");
+    assert!(told.contains("localhost:5000/puter/debian:12"), "{told}");
 }

@@ -97,7 +97,10 @@ fn fish_completes_with_descriptions() {
     assert!(complete("puter start --no-w").starts_with("--no-wait\t"));
     assert_eq!(complete("puter port remove web 127"), "127.0.0.1:8081:80/tcp");
     assert!(complete("puter init --kernel ba").contains("bash"));
-    assert_eq!(complete("puter image delete docker.io/library/other:latest lo"), "localhost:5000/puter/debian:12\timage");
+    assert_eq!(
+        complete("puter image delete docker.io/library/other:latest lo"),
+        "localhost:5000/puter/debian:12\timage"
+    );
 }
 
 #[test]

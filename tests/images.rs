@@ -292,3 +292,50 @@ fn what_one_machine_says_on_a_terminal_is_not_wiped_by_the_progress_of_another()
     assert!(lines.iter().all(|line| !line.ends_with(['|', '/', '-', '\\']) && !line.contains(" [")), "{lines:#?}");
     assert_eq!(lines.iter().filter(|line| line.contains(": downloading 1 layer, ")).count(), 1, "{lines:#?}");
 }
+
+#[test]
+#[ignore = "needs root"]
+fn commands_at_once_leave_whole_images() {
+    let host = Host::new();
+    let large = noise(300_000);
+    let names: Vec<String> = (0..3)
+        .map(|n| host.push_small(&format!("app{n}"), &[("large", large.as_str()), ("own", &format!("{n}"))]))
+        .collect();
+    // What may come between is told and harms nobody.
+    let fine = ["another command is using the images", "there is no image", "was deleted while it was pulled"];
+    std::thread::scope(|scope| {
+        for thread in 0..4_usize {
+            let (host, names) = (&host, &names);
+            scope.spawn(move || {
+                for round in 0..12_usize {
+                    let name = names[(thread + round) % 3].as_str();
+                    let words: &[&str] = match (thread * 5 + round * 3) % 7 {
+                        0 => &["image", "prune", "--json"],
+                        1 => &["image", "delete", name],
+                        2 => &["image", "list", "--json"],
+                        _ => &["image", "pull", "-q", name],
+                    };
+                    let output = host.world.puter(words).unwrap();
+                    let said = text(&output.stderr);
+                    assert!(
+                        output.status.success() || fine.iter().any(|fine| said.contains(fine)),
+                        "{words:?}: {said}"
+                    );
+                    if words[1] == "list" {
+                        let all: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+                        assert!(all.iter().all(|image| image["whole"] == true), "{all:#?}");
+                    }
+                }
+            });
+        }
+    });
+    for name in &names {
+        host.ok(&["image", "pull", "-q", name]);
+        let disk = inspect(&host, name)["disk"].as_str().unwrap().to_string();
+        output(Command::new("e2fsck").args(["-fn", &disk])).unwrap();
+    }
+    assert_eq!(images(&host).len(), 3);
+    host.ok(&["image", "prune"]);
+    let left: Vec<_> = host.files().into_iter().filter(|file| file.starts_with("./images/")).collect();
+    assert_eq!(left, [""; 0]);
+}

@@ -370,6 +370,12 @@ fn a_home_that_is_read_only_or_anothers_is_told_and_its_machines_can_be_stopped(
     host.fails(&["start", "db"], "Read-only file system", "writable again");
     host.fails(&["set", "web", "--restart", "always"], "Read-only file system", "writable again");
     host.fails(&["delete", "--force", "web"], "Read-only file system", "writable again");
+    assert!(host.ok(&["image", "list"]).lines().nth(1).unwrap().ends_with(" web"));
+    for words in
+        [&["image", "prune"][..], &["image", "delete", "localhost:5000/puter/small"], &["image", "pull", "oci:/x"]]
+    {
+        host.fails(words, "Read-only file system", "writable again");
+    }
     host.ok(&["stop", "--force", "web"]);
     assert_eq!(status(&host, "web"), "stopped");
     remount("bind,rw");

@@ -16,7 +16,7 @@ pub struct Start {
     /// names of the VMs
     #[argh(positional, arg_name = "name")]
     names: Vec<String>,
-    /// image for a new VM (default: the one that init chose)
+    /// image for a new VM, or sha256:… of one that is here (default: the one that init chose)
     #[argh(option)]
     image: Option<String>,
     /// number of processors

@@ -51,12 +51,16 @@ impl Store {
     /// Everything in the store, each once.
     pub fn kept(&self) -> Result<Vec<Kept>> {
         let mut names = self.names()?;
-        let kept = self.digests()?.into_iter().map(|digest| {
+        let mut kept = Vec::new();
+        for digest in self.digests()? {
             let names = names.remove(&digest).unwrap_or_default();
             let image = self.by_digest(&digest, Some(names.first().cloned().unwrap_or_else(|| unnamed(&digest))))?;
-            Ok(Kept { digest, names, image, used: self.usage(&digest) })
-        });
-        kept.collect()
+            // Another command may have taken it away meanwhile.
+            if image.is_some() || self.directory.disk(&digest).exists() {
+                kept.push(Kept { digest, names, image, used: self.usage(&digest) });
+            }
+        }
+        Ok(kept)
     }
 
     /// All images, each once per reference that names it, in the order of their names.

@@ -2,6 +2,8 @@
 
 #![no_main]
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use libfuzzer_sys::fuzz_target;
 use puter::net::{address, link, message, route, socket};
 use puter::protocol::address::Subnet;
@@ -15,12 +17,19 @@ fuzz_target!(|input: &[u8]| {
         if let Some(link) = link::decode(answer.body) {
             assert!(!link.name.is_empty() && !link.name.contains('\0'));
         }
-        if let Some(address) = address::decode(answer.body) {
+        if let Some(address) = address::decode::<Ipv4Addr>(answer.body) {
             assert!(address.prefix <= 32);
         }
-        if let Some(route) = route::decode(answer.body) {
+        if let Some(address) = address::decode::<Ipv6Addr>(answer.body) {
+            assert!(address.prefix <= 128);
+        }
+        if let Some(route) = route::decode::<Ipv4Addr>(answer.body) {
             assert!(route.prefix <= 32);
             let _ = (route.clashes(Subnet::default()), route.to_string());
+        }
+        if let Some(route) = route::decode::<Ipv6Addr>(answer.body) {
+            assert!(route.prefix <= 128);
+            let _ = (route.clashes("fd00::/64".parse().expect("a network")), route.to_string());
         }
     }
 });

@@ -119,7 +119,8 @@ fn find_in(
     reference: &RegistryReference,
     helper: &dyn Fn(&str, &str) -> Result<Option<Credentials>>,
 ) -> Result<Option<Credentials>> {
-    let registry = reference.registry.as_str();
+    let registry = reference.registry.to_ascii_lowercase();
+    let registry = registry.as_str();
     let is_hub = registry == "docker.io";
     // Docker's helpers know the hub by the address of its first API.
     let server = if is_hub { "https://index.docker.io/v1/" } else { registry };
@@ -271,6 +272,7 @@ mod tests {
             "https://ghcr.io": {"identitytoken": "i"}, "broken.io": {"auth": "%%%"}, "empty.io": {}}}"#;
         assert_eq!(look(file, "debian"), password("hub", "pw:"));
         assert_eq!(look(file, "localhost:5000/x"), password("a", "b"));
+        assert_eq!(look(r#"{"auths": {"myhost": {"auth": "dDpw"}}}"#, "MyHost/x"), password("t", "p"));
         assert_eq!(look(file, "localhost:5000/team/x"), password("t", "p"));
         assert_eq!(look(file, "localhost:5000/teams/x"), password("a", "b"));
         assert_eq!(look(file, "ghcr.io/a/b"), Some(Credentials::IdentityToken("i".into())));

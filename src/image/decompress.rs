@@ -200,6 +200,28 @@ mod tests {
     }
 
     #[test]
+    fn layers_made_to_be_fetched_in_parts_are_ordinary_ones() {
+        let text: Vec<u8> = (0..50_000_u32).flat_map(u32::to_le_bytes).collect();
+        let parts = text.chunks(30_001);
+        // eStargz: a gzip member for each file, and a last one that is empty and tells in its extra field where the
+        // table of contents is.
+        let mut stargz = parts.clone().map(gzip).collect::<Vec<_>>().concat();
+        let extra = [&b"SG"[..], &22_u16.to_le_bytes(), b"00000000000c3500STARGZ"].concat();
+        let mut footer = flate2::GzBuilder::new().extra(extra).write(vec![], Compression::none());
+        footer.flush().unwrap();
+        stargz.extend(footer.finish().unwrap());
+        assert!(all(&stargz).unwrap() == text);
+        // zstd:chunked: a frame for each file, then skippable ones with the table of contents and where it is.
+        let skippable = |content: &[u8]| {
+            [&0x184d_2a50_u32.to_le_bytes()[..], &(content.len() as u32).to_le_bytes(), content].concat()
+        };
+        let mut chunked = parts.map(zstd).collect::<Vec<_>>().concat();
+        chunked.extend(skippable(&zstd(b"{\"version\":1,\"entries\":[]}")));
+        chunked.extend(skippable(&[7; 64]));
+        assert!(all(&chunked).unwrap() == text);
+    }
+
+    #[test]
     fn damaged_streams_are_errors() {
         let text = vec![7; 200_000];
         for packed in [gzip(&text), zstd(&text)] {

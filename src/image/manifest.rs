@@ -130,9 +130,7 @@ pub fn parse(bytes: &[u8], content_type: &str, architecture: &str) -> Result<Doc
             clip(&config.media_type)
         );
     }
-    if layers.len() > MAX_LAYERS {
-        bail!("it has {} layers: more than {MAX_LAYERS} are refused", layers.len());
-    }
+    check_count(layers.len())?;
     for (number, layer) in layers.iter().enumerate() {
         check_layer(layer).with_context(|| format!("layer {}", number + 1))?;
     }
@@ -144,6 +142,13 @@ pub fn parse(bytes: &[u8], content_type: &str, architecture: &str) -> Result<Doc
         }
     }
     Ok(Document::Image(Manifest { digest: Digest::of(bytes), config: config.check()?, layers }))
+}
+
+fn check_count(layers: usize) -> Result<()> {
+    if layers > MAX_LAYERS {
+        bail!("it has {layers} layers: more than {MAX_LAYERS} are refused");
+    }
+    Ok(())
 }
 
 /// What an artifact is, by its configuration's type.
@@ -297,6 +302,7 @@ pub fn parse_config(bytes: &[u8], layers: usize, architecture: &str) -> Result<C
     if layers == 0 {
         bail!("it has no layers");
     }
+    check_count(layers)?;
     Ok(Config { architecture: architecture.to_string(), diff_ids })
 }
 

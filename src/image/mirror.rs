@@ -39,7 +39,7 @@ pub fn parse_mirrors(text: &str) -> Result<Mirrors, String> {
 
 /// Where `reference` is to be had: its mirrors in order, then its registry.
 pub(crate) fn places(reference: &RegistryReference, mirrors: &Mirrors) -> Result<Vec<RegistryReference>> {
-    let list = mirrors.get(&reference.registry).into_iter().flatten();
+    let list = mirrors.get(&reference.registry.to_ascii_lowercase()).into_iter().flatten();
     let mut places =
         list.map(|mirror| reference.at(mirror)).collect::<Result<Vec<_>, _>>().map_err(|why| anyhow!(why))?;
     places.push(reference.clone());

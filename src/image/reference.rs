@@ -40,7 +40,8 @@ pub enum Reference {
 /// An image on a registry.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RegistryReference {
-    /// The registry's host, with its port if one was given: `docker.io`, `localhost:5000`.
+    /// The registry's host, with its port if one was given: `docker.io`, `localhost:5000`. It is in lower case, unless
+    /// nothing but its capitals shows that it is a host.
     pub registry: String,
     /// The repository on that registry: `library/debian`.
     pub repository: String,
@@ -204,7 +205,11 @@ fn parse_registry(text: &str) -> Result<RegistryReference, String> {
         check_tag(tag)?;
     }
     let (registry, repository) = match name.split_once('/') {
-        Some((first, rest)) if is_registry(first) => (first.to_ascii_lowercase(), rest.to_string()),
+        Some((first, rest)) if is_registry(first) => {
+            let lower = first.to_ascii_lowercase();
+            // A host that its capitals alone tell from a repository keeps them: its name must mean the same tomorrow.
+            (if is_registry(&lower) { lower } else { first.to_string() }, rest.to_string())
+        }
         _ => ("docker.io".to_string(), name.to_string()),
     };
     check_registry(&registry)?;
@@ -334,6 +339,7 @@ mod tests {
             ("127.0.0.1:5000/a/b/c:v1.2-x_3", "127.0.0.1:5000/a/b/c:v1.2-x_3"),
             ("[::1]:5000/app", "[::1]:5000/app:latest"),
             ("GHCR.io/team/app", "ghcr.io/team/app:latest"),
+            ("MyHost/app", "MyHost/app:latest"),
             ("ghcr.io/a--b/c__d/e.f_g", "ghcr.io/a--b/c__d/e.f_g:latest"),
             (&pinned, &format!("docker.io/library/debian@{DIGEST}")),
             (&both, &both),

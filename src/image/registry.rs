@@ -79,7 +79,7 @@ impl Registry {
     pub fn new(reference: &RegistryReference, options: &PullOptions, stop: Stop) -> Registry {
         let client = Client::new(options);
         Registry {
-            tls: AtomicBool::new(!client.allows_plain(&reference.registry)),
+            tls: AtomicBool::new(!client.allows_plain(&reference.registry.to_ascii_lowercase())),
             client,
             reference: reference.clone(),
             stop,

@@ -108,17 +108,25 @@ fn a_file_of_nothing_but_a_hole_is_made_at_once() {
 
 /// A registry of documents and blobs by their digests; the tag leads to `top`.
 fn registry(top: &str, blobs: Vec<Vec<u8>>) -> Server {
+    registry_that(top, blobs, || ())
+}
+
+/// The same, which does something before it answers with a blob or a document.
+pub fn registry_that(top: &str, blobs: Vec<Vec<u8>>, first: impl Fn() + Send + Sync + 'static) -> Server {
     let blobs: BTreeMap<String, Vec<u8>> =
         blobs.into_iter().map(|bytes| (Digest::of(&bytes).to_string(), bytes)).collect();
     let (top, blobs) = (top.to_string(), Arc::new(blobs));
     Server::start(move |request| match request.path.rsplit('/').next() {
         Some("1") => Reply::new(200, top.as_str()),
-        Some(digest) => blobs.get(digest).map_or(Reply::new(404, ""), |bytes| Reply::new(200, bytes.clone())),
+        Some(digest) => {
+            first();
+            blobs.get(digest).map_or(Reply::new(404, ""), |bytes| Reply::new(200, bytes.clone()))
+        }
         None => Reply::new(404, ""),
     })
 }
 
-fn manifest(config: &[u8], layers: &[(Digest, usize)]) -> String {
+pub fn manifest(config: &[u8], layers: &[(Digest, usize)]) -> String {
     let list: Vec<_> =
         layers.iter().map(|(digest, size)| format!(r#"{{"digest":"{digest}","size":{size}}}"#)).collect();
     let (digest, size) = (Digest::of(config), config.len());

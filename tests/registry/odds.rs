@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use puter::image::{Digest, Image, PullOptions, Store};
 
+use super::bombs::{manifest, registry_that};
 use super::hostile::{assert_says, honest, is_layer};
-use super::image::{ARCHITECTURE, Sample, Watch, files, options, pull};
+use super::image::{ARCHITECTURE, Sample, Watch, config, entry, files, options, pull, tar};
 use super::server::{Reply, Server};
 
 /// That the image is the sample: its disk, its kernel, what makes it a machine.
@@ -182,6 +183,27 @@ fn a_server_without_ranges_is_asked_from_the_beginning() {
     });
     let directory = tempfile::tempdir().unwrap();
     check_sample(&pull(directory.path(), &format!("{}/app:1", server.address), &options()).unwrap());
+}
+
+#[test]
+fn layers_are_fetched_side_by_side_up_to_the_limit() {
+    let layers: Vec<Vec<u8>> =
+        (0..6).map(|number| tar(&[entry(&format!("f{number}"), b'0', 0o644, "", b"x")])).collect();
+    let digests: Vec<Digest> = layers.iter().map(|layer| Digest::of(layer)).collect();
+    let config = config(&digests);
+    let sizes: Vec<_> = digests.iter().zip(&layers).map(|(digest, layer)| (*digest, layer.len())).collect();
+    let top = manifest(&config, &sizes);
+    let (now, most) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let seen = most.clone();
+    let server = registry_that(&top, [layers, vec![config]].concat(), move || {
+        seen.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(500));
+        now.fetch_sub(1, Ordering::SeqCst);
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let options = PullOptions { parallel: 3, ..options() };
+    pull(directory.path(), &format!("{}/app:1", server.address), &options).unwrap();
+    assert_eq!(most.load(Ordering::SeqCst), 3);
 }
 
 #[test]

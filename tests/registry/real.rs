@@ -182,6 +182,10 @@ fn every_form_of_an_image_becomes_the_same_machine() {
     std::fs::create_dir(directory.path().join("zstd")).unwrap();
     let other = Registry::start(&directory.path().join("zstd"), "");
     other.push(&from, "team/app:zstd", &[&one[..], &["--format", "oci", "--dest-compress-format", "zstd"]].concat());
+    std::fs::create_dir(directory.path().join("chunked")).unwrap();
+    let third = Registry::start(&directory.path().join("chunked"), "");
+    let chunked = [&one[..], &["--format", "oci", "--dest-compress-format", "zstd:chunked"]].concat();
+    third.push(&from, "team/app:chunked", &chunked);
     let archive = directory.path().join("app.tar");
     skopeo(&[&one, &[&from, &format!("docker-archive:{}:app:1", archive.display())]]);
 
@@ -191,6 +195,7 @@ fn every_form_of_an_image_becomes_the_same_machine() {
         format!("{}/team/app:oci", registry.address),
         format!("{}/team/app:docker", registry.address),
         format!("{}/team/app:zstd", other.address),
+        format!("{}/team/app:chunked", third.address),
         from.clone(),
         format!("docker-archive:{}", archive.display()),
         format!("docker-archive:{}:app:1", archive.display()),
@@ -207,10 +212,12 @@ fn every_form_of_an_image_becomes_the_same_machine() {
     assert!(disks.windows(2).all(|pair| pair[0] == pair[1]), "{disks:?}");
 
     // That zstd was really on the way.
-    let blobs = directory.path().join("store-3/blobs/sha256");
     let magic = |path: PathBuf| std::fs::read(path).unwrap()[..4].to_vec();
-    let all: Vec<_> = std::fs::read_dir(&blobs).unwrap().map(|entry| magic(entry.unwrap().path())).collect();
-    assert!(!all.is_empty() && all.iter().all(|magic| magic == &[0x28, 0xb5, 0x2f, 0xfd]), "{all:?}");
+    for store in ["store-3", "store-4"] {
+        let blobs = directory.path().join(store).join("blobs/sha256");
+        let all: Vec<_> = std::fs::read_dir(&blobs).unwrap().map(|entry| magic(entry.unwrap().path())).collect();
+        assert!(!all.is_empty() && all.iter().all(|magic| magic == &[0x28, 0xb5, 0x2f, 0xfd]), "{all:?}");
+    }
 
     let error =
         pull(&directory.path().join("store-0"), &format!("{}/all:none", registry.address), &options()).unwrap_err();

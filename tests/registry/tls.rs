@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 
+use super::child::in_a_child;
 use super::hostile::{assert_says, honest};
 use super::image::{Sample, files, options, pull};
 use super::odds::check_sample;
@@ -128,6 +129,28 @@ fn a_registry_that_wants_a_certificate_gets_that_of_its_directory() {
     assert_eq!(files(&store), [""; 0], "{error}");
     authority.install(&certificates, &address, &["leaf.cert", "leaf.key"]);
     check_sample(&pull(&store, &format!("{address}/app:1"), &options).unwrap());
+}
+
+#[test]
+#[ignore = "needs openssl"]
+fn the_directory_of_the_environment_takes_the_systems_place() {
+    let authority = Authority::new(&["IP:0.0.0.0"]);
+    let directory = tempfile::tempdir().unwrap();
+    authority.install(directory.path(), "certs", &["ca.crt"]);
+    let certificates = directory.path().join("certs").display().to_string();
+    openssl(&[&["rehash", &certificates]]);
+    let address = serve(authority.server(false));
+    let variables = [("SSL_CERT_DIR", certificates), ("SSL_CERT_FILE", String::new())];
+    let name = "tls::the_directory_of_the_environment_takes_the_systems_place";
+    in_a_child(
+        name,
+        &variables,
+        || vec![address.clone()],
+        |arguments| {
+            let store = tempfile::tempdir().unwrap();
+            check_sample(&pull(store.path(), &format!("{}/app:1", arguments[0]), &options()).unwrap());
+        },
+    );
 }
 
 #[test]

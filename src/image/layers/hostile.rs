@@ -7,6 +7,8 @@ use std::process::Command;
 
 use super::*;
 
+mod many;
+
 /// An entry's header, and contents padded to records.
 fn entry(path: &[u8], kind: u8, link: &[u8], contents: &[u8]) -> Vec<u8> {
     let mut extra = Vec::new();

@@ -114,6 +114,9 @@ fn a_configuration_must_fit_its_manifest_and_the_machine() {
     fails(parse_config(config("windows", "amd64").as_bytes(), 1, "amd64"), "made for windows");
     fails(parse_config(config("linux", "arm64").as_bytes(), 1, "amd64"), "it offers linux/arm64");
     fails(parse_config(config("linux", "amd64").as_bytes(), 2, "amd64"), "names 1 layers, its manifest 2");
+    let many = vec![format!("\"{A}\""); 600].join(",");
+    let many = format!(r#"{{"os":"linux","rootfs":{{"diff_ids":[{many}]}}}}"#);
+    fails(parse_config(many.as_bytes(), 600, "amd64"), "600 layers");
     fails(parse_config(b"{}", 0, "amd64"), "not an image configuration");
     fails(parse_config(br#"{"rootfs":{"diff_ids":[]}}"#, 0, "amd64"), "no layers");
 }

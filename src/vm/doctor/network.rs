@@ -145,6 +145,7 @@ mod tests {
             bridge: "puter0".to_owned(),
             ipv6: None,
             ipv6_outside: false,
+            further: Vec::new(),
             subnet: Subnet::default(),
             taps: 0,
             uptime: 0,

@@ -18,6 +18,7 @@ mod bridge6;
 mod capabilities;
 mod filter;
 mod known;
+mod neighbours;
 mod network;
 mod network6;
 mod resolvers;

@@ -1,7 +1,7 @@
 //! The host's network as puterd keeps it: brings the bridge up, makes and removes TAPs.
 
 use std::process;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 use std::time::Instant;
@@ -48,6 +48,8 @@ pub struct Network {
     gone: Mutex<Vec<Chain>>,
     /// The generation of nftables in which all of puterd's rules were found right.
     pub(super) sound: Mutex<Option<u32>>,
+    /// Up to how many VMs the kernel's limits of neighbours need not be looked at.
+    pub(super) neighbours: AtomicUsize,
     /// To the outside, by IPv6.
     pub(super) way: Way,
     /// What the watch found that it could not mend.
@@ -83,6 +85,7 @@ impl Network {
             dhcp: Arc::new(Mutex::new(Engine::new(config))),
             gone: Mutex::default(),
             sound: Mutex::default(),
+            neighbours: AtomicUsize::new(0),
             way: Way::default(),
             troubles: Mutex::default(),
             closing: AtomicBool::new(false),
@@ -142,6 +145,7 @@ impl Network {
             let on = if further > 0 { format!(" on {} bridges", further + 1) } else { String::new() };
             log!("adopted {adopted} TAP{}{on}", if adopted == 1 { "" } else { "s" });
         }
+        self.make_room_for_neighbours(adopted);
         Ok(())
     }
 
@@ -392,6 +396,8 @@ impl Backend for Network {
         let tap = tap.map_err(|error| self.full(&error).unwrap_or_else(|| internal(error)))?;
         if new {
             log!("made the TAP {} for {} ({}, {})", tap.name, tap.vm, tap.ip, tap.mac);
+            let vms = self.known.read().unwrap_or_else(PoisonError::into_inner).vms.len();
+            self.make_room_for_neighbours(vms);
         }
         Ok(tap)
     }

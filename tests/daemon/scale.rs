@@ -6,7 +6,7 @@ use puter::protocol::daemon::{Lease, Status, Tap};
 use rustix::process::Signal;
 
 use crate::code;
-use crate::lab::{Daemon, Lab};
+use crate::lab::{Daemon, Lab, UID};
 use crate::traffic::frames;
 
 #[allow(dead_code)]
@@ -165,4 +165,33 @@ fn more_vms_than_a_bridge_has_ports_cost_no_more_each() {
     drop(clients);
     assert!(daemon.stop(Signal::TERM).success());
     assert_eq!(lab.host("ip -o link | cut -d: -f2; nft list ruleset"), " lo\n up0@if2\n");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_kernels_limits_of_neighbours_grow_with_the_vms() {
+    let lab = Lab::new();
+    // A network namespace has no limits of its own; here are some that puterd may write, as it may those of a host.
+    for family in ["ipv4", "ipv6"] {
+        let dir = format!("/proc/sys/net/{family}/neigh");
+        lab.host(&format!("mount -t tmpfs none {dir}; mkdir {dir}/default; chmod 755 {dir}"));
+        for (limit, value) in [(1, 2), (2, 4), (3, 8)] {
+            let file = format!("{dir}/default/gc_thresh{limit}");
+            lab.host(&format!("echo {value} >{file}; chown {UID} {file}"));
+        }
+    }
+    let limits = |family: &str| {
+        lab.host(&format!("cat /proc/sys/net/{family}/neigh/default/gc_thresh*")).replace('\n', " ").trim().to_owned()
+    };
+    let daemon = lab.start(&["--ipv6", "off"]);
+    (1..=4).for_each(|id| drop(lab.json::<Tap>("POST", "/v1/taps", &body(&format!("vm-{id}"), id))));
+    assert_eq!(limits("ipv4"), "2 4 8", "there is room");
+    daemon.stop(Signal::TERM);
+    lab.host("echo 7 >/proc/sys/net/ipv4/neigh/default/gc_thresh3");
+    let daemon = lab.start(&[]);
+    let said = "puterd: 4 VMs: raised the kernel's limit of ipv4 neighbours from 7 to 16 (net.ipv4.neigh.default)\n";
+    assert!(daemon.log.contains(said), "{}", daemon.log);
+    assert_eq!((limits("ipv4").as_str(), limits("ipv6").as_str()), ("4 8 16", "8 16 32"));
+    (5..=60).for_each(|id| drop(lab.json::<Tap>("POST", "/v1/taps", &body(&format!("vm-{id}"), id))));
+    assert_eq!((limits("ipv4").as_str(), limits("ipv6").as_str()), ("64 128 256", "128 256 512"));
 }

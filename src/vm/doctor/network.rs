@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::{Check, advice, missing, ok, quoted};
 use crate::protocol::daemon::{Firewall, Status};
+use crate::protocol::neighbours::{self, Limits};
 use crate::protocol::ports::show_list;
 use crate::vm::settings::Settings;
 
@@ -37,6 +38,10 @@ pub fn checks(status: Option<&Status>, settings: &Settings) -> Vec<Check> {
     let signs = Signs::here();
     let Some(status) = status else { return without_puterd(signs) };
     let mut checks = by_status(status, signs);
+    checks.extend(["ipv4", "ipv6"].iter().filter_map(|family| {
+        let vms = if *family == "ipv6" && status.ipv6.is_none() { 0 } else { status.taps };
+        neighbours(family, neighbours::limits(family)?, vms)
+    }));
     if status.host_ports != settings.host_ports {
         let (open, wanted) = (show_list(&status.host_ports), show_list(&settings.host_ports));
         let found =
@@ -70,6 +75,18 @@ fn by_status(status: &Status, signs: Signs) -> Vec<Check> {
         false => advice("network", problem, mend),
     }));
     checks
+}
+
+/// Whether the kernel may know as many neighbours as there are VMs. puterd sees to it where the system lets it.
+fn neighbours(family: &str, now: Limits, vms: usize) -> Option<Check> {
+    let needed = neighbours::needed(now, neighbours::of_vms(family, vms))?;
+    let found = format!(
+        "the kernel knows at most {} {family} neighbours and there are {vms} VMs: it drops packets between them and the \
+         host or the outside",
+        now[2]
+    );
+    let set = |at: usize| format!("net.{family}.neigh.default.gc_thresh{}={}", at + 1, needed[at]);
+    Some(advice("neighbours", found, format!("sudo sysctl -w {} {} {}", set(2), set(1), set(0))).by_command())
 }
 
 /// One chain of somebody else, and what lets VMs pass it.
@@ -171,6 +188,16 @@ mod tests {
         assert_eq!(mends[3], FIREWALLD);
         assert!(checks.iter().all(|check| check.state == State::Advice && check.is_command), "{checks:?}");
         assert!(checks[0].found.starts_with("nftables' inet own forward drops"), "{checks:?}");
+    }
+
+    #[test]
+    fn too_few_neighbours_come_with_the_command_that_allows_more() {
+        assert!(neighbours("ipv4", [128, 512, 1024], 500).is_none());
+        let check = neighbours("ipv6", [128, 512, 1024], 600).unwrap();
+        assert!(check.found.contains("at most 1024 ipv6 neighbours and there are 600 VMs"), "{check:?}");
+        let command = "sudo sysctl -w net.ipv6.neigh.default.gc_thresh3=8192 net.ipv6.neigh.default.gc_thresh2=4096 \
+                       net.ipv6.neigh.default.gc_thresh1=2048";
+        assert_eq!((check.mend.as_deref(), check.is_command), (Some(command), true));
     }
 
     #[test]

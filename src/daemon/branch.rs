@@ -177,6 +177,11 @@ impl Bridges {
         self.homes.first().map_or(0, |home| home.index)
     }
 
+    /// Notes that the first bridge was made anew, and nothing is on it yet.
+    pub fn renew_first(&mut self, index: u32) {
+        self.homes.iter_mut().filter(|home| home.number == 0).for_each(|home| (home.index, home.used) = (index, 0));
+    }
+
     /// Whether a port's master is one of them.
     pub fn holds(&self, master: Option<u32>) -> bool {
         master.is_some_and(|master| self.homes.iter().any(|home| home.index == master))

@@ -100,7 +100,10 @@ fn some_of(names: &[&str]) -> String {
 }
 
 /// Checks that a link is this user's bridge, or one that puterd had no time to mark.
-fn own(settings: &Settings, link: &Link, unused: bool) -> Result<(), String> {
+///
+/// # Errors
+/// Whose it is, and the way out.
+pub fn own(settings: &Settings, link: &Link, unused: bool) -> Result<(), String> {
     let name = &settings.bridge;
     let remedy = format!(
         "remove it with `sudo ip link delete {name}` if nothing needs it, or start puterd with --bridge and another name"

@@ -16,6 +16,7 @@ mod branches;
 mod bridge;
 mod bridge6;
 mod capabilities;
+mod end;
 mod filter;
 mod known;
 mod neighbours;
@@ -152,9 +153,8 @@ fn run(options: Options) -> Result<()> {
     };
     let served = Network::start(settings).and_then(|network| {
         let network = Arc::new(network);
-        let dns = network.serve_dns();
+        network.serve_names()?;
         network.serve_dhcp()?;
-        network.serve_ra(dns);
         watch::start(network.clone())?;
         smol::block_on(serve(&listener, &network, &path))?;
         Ok(network)

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::api::{ApiError, Backend};
 use super::branch::{self, Bridges};
 use super::bridge::{self, Plan, Settings};
+use super::end::End;
 use super::filter::{guest_of, guests};
 use super::known::Known;
 use super::network6::{self, Way};
@@ -54,6 +55,8 @@ pub struct Network {
     pub(super) way: Way,
     /// What the watch found that it could not mend.
     pub(super) troubles: Mutex<Vec<String>>,
+    /// Ends what serves on the bridge when that was made anew.
+    pub(super) end: End,
     /// Set, with the socket locked, when all is about to be removed.
     pub(super) closing: AtomicBool,
     started: Instant,
@@ -88,6 +91,7 @@ impl Network {
             neighbours: AtomicUsize::new(0),
             way: Way::default(),
             troubles: Mutex::default(),
+            end: End::default(),
             closing: AtomicBool::new(false),
             started: Instant::now(),
         };
@@ -215,12 +219,13 @@ impl Network {
 
     /// Begins to answer DNS on the bridge, and tells guests so by DHCP; where it cannot, they are told of the host's own
     /// servers. Tells whether it does.
-    pub fn serve_dns(self: &Arc<Self>) -> bool {
+    fn serve_dns(self: &Arc<Self>) -> bool {
         let served =
             dns::server::Server::bind(&self.settings.bridge, self.clone(), RESOLV_CONF.into()).and_then(|server| {
                 let thread = thread::Builder::new().name("dns".into());
+                let end = self.end.add();
                 let work = move || {
-                    if let Err(error) = smol::block_on(server.run()) {
+                    if let Err(error) = smol::block_on(smol::future::or(server.run(), end.map_ok())) {
                         log!("DNS has ended: {error:#}");
                     }
                 };
@@ -236,6 +241,25 @@ impl Network {
                 false
             }
         }
+    }
+
+    /// Begins to answer DNS and to advertise the guests' network, and does so anew whenever the bridge was.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn serve_names(self: &Arc<Self>) -> Result<()> {
+        let serve = |network: &Arc<Network>| {
+            let dns = network.serve_dns();
+            network.serve_ra(dns);
+        };
+        serve(self);
+        let network = self.clone();
+        let again = move || {
+            while let Ok(()) = network.end.remade() {
+                serve(&network);
+            }
+        };
+        thread::Builder::new().name("services".into()).spawn(again).context("cannot start a thread").map(drop)
     }
 
     pub(super) fn unguarded(&self) -> MutexGuard<'_, Vec<Chain>> {
@@ -351,7 +375,7 @@ impl Network {
 }
 
 /// Makes or adopts the bridge and returns its number.
-fn bring_up(socket: &mut Socket, settings: &Settings, plan: Plan, addresses: &[Address]) -> Result<u32> {
+pub(super) fn bring_up(socket: &mut Socket, settings: &Settings, plan: Plan, addresses: &[Address]) -> Result<u32> {
     let name = &settings.bridge;
     let index = match plan {
         Plan::Adopt { index, outdated } => {

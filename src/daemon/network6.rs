@@ -93,13 +93,15 @@ fn addresses(index: u32, network: Network6) -> [Address<Ipv6Addr>; 2] {
 
 impl Network {
     /// Begins to tell guests of their network, where they have one. They get by with IPv4 where that fails.
-    pub fn serve_ra(&self, dns: bool) {
+    pub(super) fn serve_ra(&self, dns: bool) {
         let Some(network) = self.network6 else { return };
-        let content = Advertisement { network, mac: BRIDGE_MAC, router: false, dns };
+        let content = Advertisement { network, mac: BRIDGE_MAC, router: self.way.is_open(), dns };
         let ways = self.way.receiver.clone();
         let served = Server::bind(&self.settings.bridge, self.bridge(), content, ways).and_then(|server| {
             let thread = thread::Builder::new().name("ra".into());
-            thread.spawn(move || smol::block_on(server.run())).context("cannot start a thread").map(drop)
+            let end = self.end.add();
+            let work = move || smol::block_on(smol::future::or(server.run(), end.wait()));
+            thread.spawn(work).context("cannot start a thread").map(drop)
         });
         if let Err(error) = served {
             log!("no IPv6 for guests: {error:#}");

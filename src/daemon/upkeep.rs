@@ -5,11 +5,11 @@ use std::fmt;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use super::bridge;
 use super::filter::guests;
-use super::network::Network;
+use super::network::{Network, bring_up};
 use super::taps::Place;
 use crate::net::address::{self, Address};
 use crate::net::link::{self, Link};
@@ -23,7 +23,7 @@ pub enum Part {
     Filter,
     /// puter's rules in iptables' table.
     Passage,
-    /// The bridge: down, or without its address.
+    /// The bridge: gone, down, or without its address.
     Bridge,
     /// Further bridges: down, gone, or not joined to the first.
     Branches,
@@ -54,7 +54,7 @@ impl Part {
         match self {
             Part::Filter => "puter's nftables rules were changed or flushed: put back",
             Part::Passage => "iptables' table drops what it does not know: added rules that let VMs pass",
-            Part::Bridge => "the bridge was down or without its address: put right",
+            Part::Bridge => "the bridge was gone, down or without its address: put right",
             Part::Branches => "a further bridge was gone, down or not joined to the first: put right",
             Part::Taps => "TAPs were off the bridge, down or no longer isolated: put right",
             Part::Forwarding => "IPv4 forwarding was off: turned on",
@@ -95,8 +95,7 @@ impl Network {
             }
             Part::Bridge => {
                 let own = self.bridge();
-                // One that is gone is not this one's to bring back: DHCP and DNS were on it.
-                let Some(link) = links.iter().find(|link| link.index == own) else { return Ok(false) };
+                let Some(link) = links.iter().find(|link| link.index == own) else { return Ok(true) };
                 let addresses = address::list(socket).context("cannot list the addresses")?;
                 Ok(!link.up || !addresses.contains(&self.address()) || self.lacks_ipv6(socket)?)
             }
@@ -134,6 +133,7 @@ impl Network {
                 }
                 Ok(())
             }
+            Part::Bridge if links.iter().all(|link| link.index != self.bridge()) => self.remake(socket, &links),
             Part::Bridge => {
                 link::set_up(socket, self.bridge()).with_context(|| format!("cannot set {bridge} up"))?;
                 match address::add(socket, self.address()) {
@@ -158,6 +158,25 @@ impl Network {
             Part::Forwarding => Ok(sysctl::enable_forwarding().map(drop)?),
             Part::Forwarding6 => self.forward6(),
         }
+    }
+
+    /// Makes the first bridge again, which somebody removed. What was on it comes back by itself: further bridges and TAPs
+    /// as ports that went astray, and servers start anew.
+    fn remake(&self, socket: &mut Socket, links: &[Link]) -> Result<()> {
+        let plan = match links.iter().find(|link| link.name == self.settings.bridge) {
+            // As far as the last attempt came, or somebody else's.
+            Some(link) => {
+                bridge::own(&self.settings, link, true).map_err(|error| anyhow!(error))?;
+                bridge::Plan::Adopt { index: link.index, outdated: Vec::new() }
+            }
+            None => bridge::Plan::Create,
+        };
+        let addresses = address::list(socket).context("cannot list the addresses")?;
+        let index = bring_up(socket, &self.settings, plan, &addresses)?;
+        self.place_mut().bridges.renew_first(index);
+        self.bring_up6(socket)?;
+        self.end.renew();
+        Ok(())
     }
 
     /// Firewalls of others, as the API shows them.
@@ -187,7 +206,8 @@ impl Network {
         let links = link::list(&mut socket).context("cannot list the interfaces")?;
         let (bridge, own) = (&self.settings.bridge, self.bridge());
         if !links.iter().any(|link| link.index == own) {
-            problems.push(format!("the bridge {bridge} was removed: start puterd again"));
+            problems
+                .push(format!("the bridge {bridge} was removed, and puterd cannot make it again: start puterd again"));
         }
         let addresses = address::list(&mut socket).context("cannot list the addresses")?;
         let routes = route::list(&mut socket).context("cannot list the routes")?;

@@ -1,5 +1,7 @@
 //! puterd on real interfaces, in network namespaces that each test makes for itself.
 
+#[path = "daemon/branches.rs"]
+mod branches;
 #[path = "daemon/clients.rs"]
 mod clients;
 #[path = "daemon/dhcp.rs"]
@@ -102,10 +104,19 @@ fn the_hosts_network_is_made_ready() {
         "table bridge puter {",
         "set isolated {",
         "type ifname",
+        "set isolated_macs {",
+        "type ether_addr",
+        "set uplinks {",
+        "type ifname",
+        "set downlinks {",
+        "type ifname",
         "chain forward {",
         "type filter hook forward priority filter; policy accept;",
-        "iifname @isolated drop",
-        "oifname @isolated drop",
+        "iifname @isolated oifname != @uplinks drop",
+        "oifname @isolated iifname != @uplinks drop",
+        "oifname @isolated ether saddr != 52:54:00:00:00:01 drop",
+        "iifname @downlinks ether saddr @isolated_macs drop",
+        "oifname @downlinks ether saddr 52:54:00:00:00:01 drop",
     ];
     assert_eq!(squeezed, expected, "{rules}");
     let status: Status = lab.json("GET", "/v1/status", "");

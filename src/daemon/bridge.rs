@@ -1,15 +1,15 @@
 //! What puterd must do to the host's network to have its bridge: a decision from what is there.
 
+use super::branch;
 use crate::net::address::Address;
 use crate::net::link::Link;
 use crate::net::route::{self, Route};
-use crate::protocol::address::{MAX_INTERFACE_NAME, Mac, Subnet};
+use crate::protocol::address::{BRIDGE_MAC, MAX_INTERFACE_NAME, Subnet};
 use crate::protocol::ipv6::Ipv6;
 use crate::protocol::ports::HostPort;
 
-/// The bridge's MAC: the addressing rule applied to its host number 1. It stays the same whatever ports come and go,
-/// so that guests' ARP entries stay right.
-pub const MAC: Mac = Mac([0x52, 0x54, 0x00, 0x00, 0x00, 0x01]);
+/// How many VMs an error names.
+const NAMED: usize = 5;
 
 /// What the network must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct Settings {
     pub host_ports: Vec<HostPort>,
     /// Whether guests have IPv6.
     pub ipv6: Ipv6,
+    /// How many ports a bridge may have.
+    pub bridge_ports: usize,
 }
 
 /// How to get there from what is there.
@@ -65,7 +67,7 @@ pub fn plan(settings: &Settings, links: &[Link], addresses: &[Address], routes: 
         return Ok(Plan::Create);
     };
     let has: Vec<Address> = addresses.iter().filter(|a| a.index == link.index).copied().collect();
-    let ports: Vec<&str> = links.iter().filter(|l| l.master == Some(link.index)).map(|l| l.name.as_str()).collect();
+    let ports: Vec<&str> = branch::ports(settings, links).into_iter().map(|l| l.name.as_str()).collect();
     own(settings, link, has.is_empty() && ports.is_empty())?;
     let wanted = |a: &Address| a.address == settings.subnet.gateway() && a.prefix == settings.subnet.prefix();
     let outdated: Vec<Address> = has.iter().filter(|a| !wanted(a)).copied().collect();
@@ -76,7 +78,7 @@ pub fn plan(settings: &Settings, links: &[Link], addresses: &[Address], routes: 
             settings.bridge,
             old.address,
             old.prefix,
-            ports.join(", "),
+            some_of(&ports),
             settings.subnet,
             old.address,
             old.prefix
@@ -89,8 +91,19 @@ pub fn plan(settings: &Settings, links: &[Link], addresses: &[Address], routes: 
     Ok(Plan::Adopt { index: link.index, outdated })
 }
 
+/// A few of many names.
+fn some_of(names: &[&str]) -> String {
+    match names.get(..NAMED) {
+        Some(few) if names.len() > NAMED => format!("{} and {} more", few.join(", "), names.len() - NAMED),
+        _ => names.join(", "),
+    }
+}
+
 /// Checks that a link is this user's bridge, or one that puterd had no time to mark.
-fn own(settings: &Settings, link: &Link, unused: bool) -> Result<(), String> {
+///
+/// # Errors
+/// Whose it is, and the way out.
+pub fn own(settings: &Settings, link: &Link, unused: bool) -> Result<(), String> {
     let name = &settings.bridge;
     let remedy = format!(
         "remove it with `sudo ip link delete {name}` if nothing needs it, or start puterd with --bridge and another name"
@@ -100,7 +113,7 @@ fn own(settings: &Settings, link: &Link, unused: bool) -> Result<(), String> {
         return Err(format!("the interface {name} exists and is not a bridge but a {kind}: {remedy}"));
     }
     let text = link.alias.as_deref();
-    if text == Some(&alias(settings.uid)) || (text.is_none() && unused && link.mac == Some(MAC)) {
+    if text == Some(&alias(settings.uid)) || (text.is_none() && unused && link.mac == Some(BRIDGE_MAC)) {
         return Ok(());
     }
     Err(match text.and_then(|t| t.strip_prefix("puter-bridge:")) {
@@ -108,6 +121,11 @@ fn own(settings: &Settings, link: &Link, unused: bool) -> Result<(), String> {
             "the bridge {name} belongs to the puterd of uid {other}: start this one with --bridge and --subnet of its \
              own, or {remedy}"
         ),
+        None if text.is_some_and(|t| t.starts_with("puter-branch:")) => {
+            format!(
+                "the bridge {name} is a further one of another puterd: start this one with --bridge and another name"
+            )
+        }
         None => format!("the bridge {name} exists and puterd did not make it: {remedy}"),
     })
 }
@@ -140,6 +158,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+    use crate::protocol::address::Mac;
 
     fn settings() -> Settings {
         Settings {
@@ -148,6 +167,7 @@ mod tests {
             uid: 1000,
             host_ports: Vec::new(),
             ipv6: Ipv6::Off,
+            bridge_ports: branch::MAX_PORTS,
         }
     }
 
@@ -157,7 +177,7 @@ mod tests {
             name: "puter0".to_owned(),
             kind: Some("bridge".to_owned()),
             alias: alias.map(str::to_owned),
-            mac: Some(MAC),
+            mac: Some(BRIDGE_MAC),
             ..Link::default()
         }
     }

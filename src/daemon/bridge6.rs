@@ -2,6 +2,7 @@
 
 use std::net::Ipv6Addr;
 
+use super::branch;
 use super::bridge::Settings;
 use crate::net::address::Address;
 use crate::net::link::Link;
@@ -52,7 +53,7 @@ pub fn plan(settings: &Settings, found: &Found<'_>) -> Result<Plan6, String> {
             );
         }
         Ipv6::In(wanted) => {
-            let ports = || found.links.iter().any(|link| link.master.is_some() && link.master == bridge);
+            let ports = || !branch::ports(settings, found.links).is_empty();
             if let Some((_, other)) = has.iter().find(|(_, network)| *network != wanted).filter(|_| ports()) {
                 return Err(format!(
                     "the bridge {} has the network {other} and VMs on it, so it cannot become {wanted}: stop those VMs \
@@ -118,6 +119,7 @@ mod tests {
             uid: 1000,
             host_ports: Vec::new(),
             ipv6: ipv6.parse().unwrap(),
+            bridge_ports: branch::MAX_PORTS,
         }
     }
 

@@ -11,9 +11,15 @@ macro_rules! log {
 }
 
 pub mod api;
+mod branch;
+mod branches;
 mod bridge;
 mod bridge6;
 mod capabilities;
+mod end;
+mod filter;
+mod known;
+mod neighbours;
 mod network;
 mod network6;
 mod resolvers;
@@ -65,6 +71,9 @@ struct Options {
     /// on a clean stop remove the TAPs, the bridge and the nftables tables
     #[argh(switch)]
     teardown: bool,
+    /// how many ports a bridge may have: for tests, with numbers far below the kernel's
+    #[argh(option, arg_name = "count", default = "branch::MAX_PORTS", hidden_help)]
+    bridge_ports: usize,
     /// print the version and exit
     #[argh(switch)]
     version: bool,
@@ -134,12 +143,18 @@ fn run(options: Options) -> Result<()> {
     let mut host_ports = options.host_port;
     host_ports.sort_unstable();
     host_ports.dedup();
-    let settings = Settings { bridge: options.bridge, subnet: options.subnet, uid, host_ports, ipv6: options.ipv6 };
+    let settings = Settings {
+        bridge: options.bridge,
+        subnet: options.subnet,
+        uid,
+        host_ports,
+        ipv6: options.ipv6,
+        bridge_ports: options.bridge_ports.clamp(2, branch::MAX_PORTS),
+    };
     let served = Network::start(settings).and_then(|network| {
         let network = Arc::new(network);
-        let dns = network.serve_dns();
+        network.serve_names()?;
         network.serve_dhcp()?;
-        network.serve_ra(dns);
         watch::start(network.clone())?;
         smol::block_on(serve(&listener, &network, &path))?;
         Ok(network)

@@ -1,10 +1,8 @@
 //! The host's network as puterd keeps it: brings the bridge up, makes and removes TAPs.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 use std::time::Instant;
 
@@ -12,69 +10,53 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::io::Errno;
 
 use super::api::{ApiError, Backend};
+use super::branch::{self, Bridges};
 use super::bridge::{self, Plan, Settings};
+use super::end::End;
+use super::filter::{guest_of, guests};
+use super::known::Known;
 use super::network6::{self, Way};
 use super::resolvers;
 use super::taps::{Action, Alias, Place};
 use crate::dhcp::server::Server;
-use crate::dhcp::{Config, Directory, Engine, Host};
-use crate::dns::{self, Names};
+use crate::dhcp::{Config, Engine};
+use crate::dns;
 use crate::net::address::{self, Address};
 use crate::net::link::{self, Link};
-use crate::net::nft::{self, Guest, Policy};
+use crate::net::nft::{self, Chain, Guest};
 use crate::net::{Socket, route, sysctl, tap};
-use crate::protocol::address::{Mac, Subnet, tap_name};
+use crate::protocol::address::{BRIDGE_MAC, Mac, tap_name};
 use crate::protocol::daemon::{Lease, Status, Tap, TapRequest};
 use crate::protocol::ipv6::Network6;
 
+/// From here on a number is sought for the group of interfaces that are removed together.
+const GROUP: u32 = 0x7074_0000;
 /// The host's name servers.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
-
-/// The VMs that have a TAP.
-#[derive(Debug, Default)]
-struct Known {
-    vms: BTreeMap<u32, Alias>,
-    ids: HashMap<String, u32>,
-}
-
-impl Known {
-    fn new(all: impl Iterator<Item = Alias>) -> Known {
-        let mut known = Known::default();
-        all.for_each(|alias| known.add(alias));
-        known
-    }
-
-    fn add(&mut self, alias: Alias) {
-        if let Some(former) = self.ids.insert(alias.vm.clone(), alias.id) {
-            self.vms.remove(&former);
-        }
-        if let Some(former) = self.vms.insert(alias.id, alias) {
-            self.ids.remove(&former.vm);
-        }
-    }
-
-    fn remove(&mut self, vm: &str) {
-        if let Some(id) = self.ids.remove(vm) {
-            self.vms.remove(&id);
-        }
-    }
-}
 
 /// The bridge and its TAPs. One request at a time changes them.
 pub struct Network {
     pub(super) settings: Settings,
-    pub(super) place: Place,
+    /// The guests' IPv6 network, where they have one.
+    pub(super) network6: Option<Network6>,
+    place: RwLock<Place>,
     socket: Mutex<Socket>,
     /// The VM of each id, as of the last time that its interface was looked at: what DHCP answers from.
-    known: RwLock<Known>,
+    pub(super) known: RwLock<Known>,
     /// What DHCP has lent.
     dhcp: Arc<Mutex<Engine>>,
     /// TAPs that are gone, and whose filters may be left.
-    gone: Mutex<Vec<String>>,
+    gone: Mutex<Vec<Chain>>,
+    /// The generation of nftables in which all of puterd's rules were found right.
+    pub(super) sound: Mutex<Option<u32>>,
+    /// Up to how many VMs the kernel's limits of neighbours need not be looked at.
+    pub(super) neighbours: AtomicUsize,
     /// To the outside, by IPv6.
     pub(super) way: Way,
     /// What the watch found that it could not mend.
     pub(super) troubles: Mutex<Vec<String>>,
+    /// Ends what serves on the bridge when that was made anew.
+    pub(super) end: End,
     /// Set, with the socket locked, when all is about to be removed.
     pub(super) closing: AtomicBool,
     started: Instant,
@@ -94,29 +76,34 @@ impl Network {
         let plan6 = network6::plan(&mut socket, &settings, &links)?;
         let index = bring_up(&mut socket, &settings, plan, &addresses)?;
         network6::bring_up(&mut socket, &settings.bridge, index, &plan6)?;
-        let place = Place { bridge: index, uid: settings.uid, subnet: settings.subnet, network6: plan6.network };
-        install(&policy(&settings, &place), &guests(&place, &links))?;
+        let bridges = Bridges::of(&settings, index, &links);
+        let place = Place { bridges, uid: settings.uid, subnet: settings.subnet, network6: plan6.network };
+        let config = Config { dns: resolvers::of_host(), ..Config::new(settings.subnet) };
+        let network = Network {
+            settings,
+            network6: place.network6,
+            place: RwLock::new(place),
+            socket: Mutex::new(socket),
+            known: RwLock::default(),
+            dhcp: Arc::new(Mutex::new(Engine::new(config))),
+            gone: Mutex::default(),
+            sound: Mutex::default(),
+            neighbours: AtomicUsize::new(0),
+            way: Way::default(),
+            troubles: Mutex::default(),
+            end: End::default(),
+            closing: AtomicBool::new(false),
+            started: Instant::now(),
+        };
+        network.adopt_filters()?;
         // Last: with forwarding on before its filter, the host would forward for anyone.
         if sysctl::enable_forwarding()? {
             log!("turned IPv4 forwarding on");
         }
         // VMs that run lose nothing by it: their own route is more exact, or came first.
-        if let Some(what) = bridge::overlap(settings.subnet, index, &links, &addresses, &routes) {
+        if let Some(what) = bridge::overlap(network.settings.subnet, index, &links, &addresses, &routes) {
             log!("{what}: VMs go on, but what is there is not reached from them; for new VMs {}", bridge::FREE_RANGE);
         }
-        let config = Config { dns: resolvers::of_host(), ..Config::new(settings.subnet) };
-        let network = Network {
-            settings,
-            place,
-            socket: Mutex::new(socket),
-            known: RwLock::default(),
-            dhcp: Arc::new(Mutex::new(Engine::new(config))),
-            gone: Mutex::default(),
-            way: Way::default(),
-            troubles: Mutex::default(),
-            closing: AtomicBool::new(false),
-            started: Instant::now(),
-        };
         network.adopt()?;
         let forward = network.must_forward6(&mut network.lock())?;
         if forward {
@@ -129,42 +116,54 @@ impl Network {
         Ok(network)
     }
 
-    /// Puts a former run's TAPs back on the bridge and removes those which it had no time to mark.
+    /// Puts the filters in place for what a former run left, and removes further bridges that nothing is on.
+    fn adopt_filters(&self) -> Result<()> {
+        let mut socket = self.lock();
+        let links = self.drop_empty(&mut socket)?;
+        self.install(&self.policy(&links), &guests(&self.place(), &links))
+    }
+
+    /// Puts a former run's TAPs back on the bridges and removes those which it had no time to mark.
     fn adopt(&self) -> Result<()> {
         let mut socket = self.lock();
         let mut adopted = 0;
-        let links = link::list(&mut socket).context("cannot list the interfaces")?;
-        let guests = guests(&self.place, &links);
-        nft::guard(&self.settings.bridge, &guests).context("cannot filter the TAPs in nftables")?;
+        self.complete_all(&mut socket)?;
+        let links = self.refresh(&mut socket)?;
+        let place = self.place();
+        self.guard(&self.policy(&links), &guests(&place, &links))?;
         for link in links {
-            if let Some(alias) = self.place.marked(&link) {
+            if let Some(alias) = place.marked(&link) {
                 self.finish(&mut socket, &link, &alias)
                     .with_context(|| format!("cannot adopt the TAP {}", link.name))?;
                 adopted += 1;
-            } else if self.place.half_made(&link) {
+            } else if place.half_made(&link) {
                 link::delete(&mut socket, link.index)
                     .with_context(|| format!("cannot remove the half-made TAP {}", link.name))?;
                 log!("removed the half-made TAP {}", link.name);
-            } else if link.master == Some(self.place.bridge) {
+            } else if place.bridges.holds(link.master) && branch::piece(&self.settings, &link).is_none() {
                 log!("{} is on {} and not puterd's: left alone", link.name, self.settings.bridge);
             }
         }
         if adopted > 0 {
-            log!("adopted {adopted} TAP{}", if adopted == 1 { "" } else { "s" });
+            let further = place.bridges.further().count();
+            let on = if further > 0 { format!(" on {} bridges", further + 1) } else { String::new() };
+            log!("adopted {adopted} TAP{}{on}", if adopted == 1 { "" } else { "s" });
         }
-        self.refresh(&mut socket).map(drop)
+        self.make_room_for_neighbours(adopted);
+        Ok(())
     }
 
     /// Makes a guarded TAP all that its alias says, touching only what differs.
-    pub(super) fn finish(&self, socket: &mut Socket, link: &Link, alias: &Alias) -> Result<(), crate::net::Error> {
+    pub(super) fn finish(&self, socket: &mut Socket, link: &Link, alias: &Alias) -> Result<()> {
         let text = alias.to_string();
         if link.alias.as_deref() != Some(&text) {
             link::set_alias(socket, link.index, &text)?;
         }
-        if link.master != Some(self.place.bridge) {
-            link::set_master(socket, link.index, self.place.bridge)?;
+        let astray = !self.read_place().bridges.holds(link.master);
+        if astray {
+            self.attach(socket, link)?;
         }
-        if link.isolated != alias.isolated || link.master != Some(self.place.bridge) {
+        if link.isolated != alias.isolated || astray {
             link::set_isolated(socket, link.index, alias.isolated)?;
         }
         if !link.up {
@@ -173,20 +172,29 @@ impl Network {
         Ok(())
     }
 
-    /// Removes the TAPs, the bridge, the nftables tables and the rules in those of others.
+    /// Removes the TAPs, the bridges, the nftables tables and the rules in those of others.
     ///
     /// # Errors
     /// The kernel's first refusal.
     pub fn tear_down(&self) -> Result<()> {
         let mut socket = self.lock();
         self.closing.store(true, Ordering::SeqCst);
-        for link in link::list(&mut socket).context("cannot list the interfaces")? {
-            if self.place.marked(&link).is_some() {
-                link::delete(&mut socket, link.index)
-                    .with_context(|| format!("cannot remove the TAP {}", link.name))?;
-            }
+        let place = self.place();
+        let links = link::list(&mut socket).context("cannot list the interfaces")?;
+        let taps: Vec<&Link> = links.iter().filter(|link| place.marked(link).is_some()).collect();
+        // A number that nobody uses for anything.
+        let group = (GROUP..).find(|group| links.iter().all(|link| link.group != *group)).unwrap_or(GROUP);
+        for tap in &taps {
+            link::set_group(&mut socket, tap.index, group)
+                .with_context(|| format!("cannot remove the TAP {}", tap.name))?;
         }
-        link::delete(&mut socket, self.place.bridge)
+        if !taps.is_empty() {
+            link::delete_group(&mut socket, group).context("cannot remove the TAPs")?;
+        }
+        for (number, branch) in branch::find(&self.settings, &links) {
+            self.discard(&mut socket, number, &branch)?;
+        }
+        link::delete(&mut socket, place.bridges.first())
             .with_context(|| format!("cannot remove the bridge {}", self.settings.bridge))?;
         nft::dismiss(&self.settings.bridge).context("cannot remove puter's rules from iptables' table")?;
         nft::remove(&self.settings.bridge).context("cannot remove the nftables tables")
@@ -211,12 +219,13 @@ impl Network {
 
     /// Begins to answer DNS on the bridge, and tells guests so by DHCP; where it cannot, they are told of the host's own
     /// servers. Tells whether it does.
-    pub fn serve_dns(self: &Arc<Self>) -> bool {
+    fn serve_dns(self: &Arc<Self>) -> bool {
         let served =
             dns::server::Server::bind(&self.settings.bridge, self.clone(), RESOLV_CONF.into()).and_then(|server| {
                 let thread = thread::Builder::new().name("dns".into());
+                let end = self.end.add();
                 let work = move || {
-                    if let Err(error) = smol::block_on(server.run()) {
+                    if let Err(error) = smol::block_on(smol::future::or(server.run(), end.map_ok())) {
                         log!("DNS has ended: {error:#}");
                     }
                 };
@@ -234,19 +243,27 @@ impl Network {
         }
     }
 
-    fn unguarded(&self) -> MutexGuard<'_, Vec<String>> {
-        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Begins to answer DNS and to advertise the guests' network, and does so anew whenever the bridge was.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn serve_names(self: &Arc<Self>) -> Result<()> {
+        let serve = |network: &Arc<Network>| {
+            let dns = network.serve_dns();
+            network.serve_ra(dns);
+        };
+        serve(self);
+        let network = self.clone();
+        let again = move || {
+            while let Ok(()) = network.end.remade() {
+                serve(&network);
+            }
+        };
+        thread::Builder::new().name("services".into()).spawn(again).context("cannot start a thread").map(drop)
     }
 
-    /// Removes the filters of TAPs that are gone; one of a name that there is again was replaced.
-    pub(super) fn sweep(&self, socket: &mut Socket) -> Result<()> {
-        let gone = std::mem::take(&mut *self.unguarded());
-        if gone.is_empty() {
-            return Ok(());
-        }
-        let links = link::list(socket).context("cannot list the interfaces")?;
-        let names: Vec<String> = gone.into_iter().filter(|name| links.iter().all(|link| link.name != *name)).collect();
-        nft::unguard(&self.settings.bridge, &names).context("cannot remove the filters of TAPs that are gone")
+    pub(super) fn unguarded(&self) -> MutexGuard<'_, Vec<Chain>> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn engine(&self) -> MutexGuard<'_, Engine> {
@@ -257,14 +274,34 @@ impl Network {
         self.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lists the interfaces and keeps which VM has which id.
-    fn refresh(&self, socket: &mut Socket) -> Result<Vec<Link>> {
+    pub(super) fn read_place(&self) -> RwLockReadGuard<'_, Place> {
+        self.place.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn place_mut(&self) -> RwLockWriteGuard<'_, Place> {
+        self.place.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first bridge's number.
+    pub(super) fn bridge(&self) -> u32 {
+        self.read_place().bridges.first()
+    }
+
+    /// Where TAPs are now.
+    pub(super) fn place(&self) -> Place {
+        self.read_place().clone()
+    }
+
+    /// Lists the interfaces and keeps which VM has which id, and where there is room for more.
+    pub(super) fn refresh(&self, socket: &mut Socket) -> Result<Vec<Link>> {
         let links = link::list(socket).context("cannot list the interfaces")?;
-        *self.known_mut() = Known::new(links.iter().filter_map(|l| self.place.marked(l)));
+        let mut place = self.place_mut();
+        place.bridges = Bridges::of(&self.settings, place.bridges.first(), &links);
+        *self.known_mut() = Known::new(links.iter().filter_map(|l| place.marked(l)));
         Ok(links)
     }
 
-    fn known_mut(&self) -> RwLockWriteGuard<'_, Known> {
+    pub(super) fn known_mut(&self) -> RwLockWriteGuard<'_, Known> {
         self.known.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -289,8 +326,10 @@ impl Network {
         let bridge = &self.settings.bridge;
         (refusal.errno == Errno::XFULL).then(|| {
             let message = format!(
-                "the bridge {bridge} is full: Linux gives a bridge {MAX_PORTS} ports; stop VMs that need not run, or start a \
-                 puterd for others with --home, --bridge and --subnet of its own"
+                "the bridge {bridge} is full: Linux gives a bridge {} ports, and there is none left for a VM or for a \
+                 further bridge; remove ports that are not puter's, stop VMs that need not run, or start a puterd for \
+                 others with --home, --bridge and --subnet of its own",
+                branch::MAX_PORTS
             );
             ApiError::new(507, "bridge_full", message)
         })
@@ -315,73 +354,28 @@ impl Network {
     fn settle(&self, socket: &mut Socket, link: &Link, request: &TapRequest) -> Result<Tap> {
         let alias = Alias::from(request);
         // Before the first frame can pass: what is not this VM's own stops at the TAP.
-        let guest = guest_of(&self.place, &link.name, &alias).context("the id has no address")?;
+        let place = self.place();
+        let guest = guest_of(&place, &link.name, &alias).context("the id has no address")?;
         // One without an alias is new, or was left half made.
         let guarded = match link.alias {
-            None => nft::guard_new(&self.settings.bridge, &guest),
+            None => self.guard_new(&request.vm, &guest),
             Some(_) => nft::guard(&self.settings.bridge, std::slice::from_ref(&guest)),
         };
         guarded.with_context(|| format!("cannot filter the TAP {} in nftables", link.name))?;
-        if alias.isolated || link.isolated || self.place.marked(link).is_some_and(|former| former.isolated) {
+        if alias.isolated || link.isolated || place.marked(link).is_some_and(|former| former.isolated) {
             self.isolate(socket, &guest).with_context(|| format!("cannot isolate the TAP {}", link.name))?;
         }
         self.finish(socket, link, &alias).with_context(|| format!("cannot set up the TAP {}", link.name))?;
         let now = link::get(socket, link.index).with_context(|| format!("cannot look at the TAP {}", link.name))?;
-        let tap = now.and_then(|now| self.place.tap(&now));
+        let tap = now.and_then(|now| self.read_place().tap(&now));
         let tap = tap.with_context(|| format!("the TAP {} vanished while it was set up", link.name))?;
         self.known_mut().add(alias);
         Ok(tap)
     }
 }
 
-impl Network {
-    /// Begins or ends a guest's isolation in nftables.
-    fn isolate(&self, socket: &mut Socket, guest: &Guest) -> Result<()> {
-        let bridge = &self.settings.bridge;
-        match nft::isolate(bridge, guest) {
-            // The table was of no use as long as nobody was isolated.
-            Err(error) if error.errno == rustix::io::Errno::NOENT => {
-                let links = link::list(socket).context("cannot list the interfaces")?;
-                let mut all = guests(&self.place, &links);
-                all.retain(|other| other.tap != guest.tap);
-                all.push(guest.clone());
-                install(&policy(&self.settings, &self.place), &all)
-            }
-            other => Ok(other?),
-        }
-    }
-}
-
-/// The rules that hold for all guests of this bridge.
-pub(super) fn policy(settings: &Settings, place: &Place) -> Policy {
-    let Settings { bridge, subnet, host_ports, .. } = settings;
-    Policy { bridge: bridge.clone(), subnet: *subnet, network6: place.network6, host_ports: host_ports.clone() }
-}
-
-/// Puts the bridge's nftables tables in place, and who is isolated.
-pub(super) fn install(policy: &Policy, guests: &[Guest]) -> Result<()> {
-    let failed = || format!("cannot install the nftables table {}", nft::table_name(&policy.bridge));
-    nft::install(policy, guests).with_context(failed)?;
-    nft::separate(&policy.bridge, guests).with_context(failed)
-}
-
-/// What the guest of a TAP may call itself.
-fn guest_of(place: &Place, tap: &str, alias: &Alias) -> Option<Guest> {
-    let (address, mac) = (place.subnet.address(alias.id)?, Mac::of_id(alias.id));
-    let address6 = place.network6.map(|network| network.address(mac));
-    Some(Guest { tap: tap.to_owned(), mac, address, address6, isolated: alias.isolated })
-}
-
-/// The guests of all TAPs that carry puterd's mark.
-pub(super) fn guests(place: &Place, links: &[Link]) -> Vec<Guest> {
-    links.iter().filter_map(|link| guest_of(place, &link.name, &place.marked(link)?)).collect()
-}
-
-/// The most ports of a bridge (BR_MAX_PORTS, net/bridge/br_private.h; number 0 is none).
-const MAX_PORTS: usize = 1023;
-
 /// Makes or adopts the bridge and returns its number.
-fn bring_up(socket: &mut Socket, settings: &Settings, plan: Plan, addresses: &[Address]) -> Result<u32> {
+pub(super) fn bring_up(socket: &mut Socket, settings: &Settings, plan: Plan, addresses: &[Address]) -> Result<u32> {
     let name = &settings.bridge;
     let index = match plan {
         Plan::Adopt { index, outdated } => {
@@ -393,7 +387,7 @@ fn bring_up(socket: &mut Socket, settings: &Settings, plan: Plan, addresses: &[A
             index
         }
         Plan::Create => {
-            link::create_bridge(socket, name, bridge::MAC)
+            link::create_bridge(socket, name, BRIDGE_MAC)
                 .with_context(|| format!("cannot create the bridge {name}"))?;
             let links = link::list(socket).context("cannot list the interfaces")?;
             links.iter().find(|l| l.name == *name).map(|l| l.index).context("the bridge vanished while it was made")?
@@ -413,50 +407,12 @@ fn internal(error: anyhow::Error) -> ApiError {
     ApiError::new(500, "internal", format!("{error:#}"))
 }
 
-impl Directory for Network {
-    /// The VM and the address that a guest's MAC stands for, from what was last seen of the interfaces; `None` for a
-    /// MAC whose VM has no TAP.
-    fn host(&self, mac: Mac) -> Option<Host> {
-        let id = mac.id()?;
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        Some(Host { vm: known.vms.get(&id)?.vm.clone(), ip: self.settings.subnet.address(id)? })
-    }
-}
-
-impl Names for Network {
-    fn address(&self, vm: &str) -> Option<Ipv4Addr> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        self.settings.subnet.address(*known.ids.get(vm)?)
-    }
-
-    fn address6(&self, vm: &str) -> Option<Ipv6Addr> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        Some(self.place.network6?.address(Mac::of_id(*known.ids.get(vm)?)))
-    }
-
-    fn name(&self, address: IpAddr) -> Option<String> {
-        let id = match address {
-            IpAddr::V4(address) => self.settings.subnet.id(address)?,
-            IpAddr::V6(address) => self.place.network6?.id(address)?,
-        };
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        known.vms.get(&id).map(|alias| alias.vm.clone())
-    }
-
-    fn subnet(&self) -> Subnet {
-        self.settings.subnet
-    }
-
-    fn network6(&self) -> Option<Network6> {
-        self.place.network6
-    }
-}
-
 impl Backend for Network {
     fn ensure(&self, request: &TapRequest) -> Result<Tap, ApiError> {
         let mut socket = self.lock();
         let links = self.concerned(&mut socket, &request.vm, request.id).map_err(internal)?;
-        let (tap, new) = match self.place.decide(request, &links)? {
+        let action = self.read_place().decide(request, &links)?;
+        let (tap, new) = match action {
             Action::Create => (self.make(&mut socket, request), true),
             Action::Finish(link) => (self.settle(&mut socket, &link, request), true),
             Action::Keep(link, _) => (self.settle(&mut socket, &link, request), false),
@@ -464,32 +420,38 @@ impl Backend for Network {
         let tap = tap.map_err(|error| self.full(&error).unwrap_or_else(|| internal(error)))?;
         if new {
             log!("made the TAP {} for {} ({}, {})", tap.name, tap.vm, tap.ip, tap.mac);
+            let vms = self.known.read().unwrap_or_else(PoisonError::into_inner).vms.len();
+            self.make_room_for_neighbours(vms);
         }
         Ok(tap)
     }
 
     fn list(&self) -> Result<Vec<Tap>, ApiError> {
         let links = self.refresh(&mut self.lock()).map_err(internal)?;
-        Ok(self.place.list(&links))
+        Ok(self.read_place().list(&links))
     }
 
     fn remove(&self, vm: &str) -> Result<(), ApiError> {
         let mut socket = self.lock();
         let name = tap_name(vm);
         let found = link::find(&mut socket, &name).with_context(|| format!("cannot look for the interface {name}"));
-        let link = found.map_err(internal)?.filter(|l| self.place.marked(l).is_some_and(|alias| alias.vm == vm));
+        let place = self.place();
+        let link = found.map_err(internal)?.filter(|l| place.marked(l).is_some_and(|alias| alias.vm == vm));
         let Some(link) = link else {
             self.known_mut().remove(vm);
             return Err(ApiError::new(404, "no_such_tap", format!("the VM {vm} has no TAP")));
         };
         let removed = link::delete(&mut socket, link.index);
         removed.with_context(|| format!("cannot remove the TAP {}", link.name)).map_err(internal)?;
-        // Its filter goes with the next look after the network: the kernel takes its time over that.
-        self.unguarded().push(link.name.clone());
-        if let Some(alias) = self.place.marked(&link) {
-            if let Some(guest) = guest_of(&self.place, &link.name, &alias).filter(|guest| guest.isolated) {
+        if let Some(master) = link.master {
+            self.place_mut().bridges.freed(master);
+        }
+        if let Some(alias) = place.marked(&link) {
+            if let Some(guest) = guest_of(&place, &link.name, &alias) {
+                // Its filter goes with the next look after the network: the kernel takes its time over that.
+                self.unguarded().push(nft::chain_of(&self.settings.bridge, &guest));
                 let free = Guest { isolated: false, ..guest };
-                if let Err(error) = self.isolate(&mut socket, &free) {
+                if let Some(Err(error)) = alias.isolated.then(|| self.isolate(&mut socket, &free)) {
                     log!("cannot forget the isolation of {}: {error:#}", link.name);
                 }
             }
@@ -507,9 +469,10 @@ impl Backend for Network {
             uid: self.settings.uid,
             bridge: self.settings.bridge.clone(),
             subnet: self.settings.subnet,
-            ipv6: self.place.network6,
+            ipv6: self.network6,
             ipv6_outside: self.way.is_open(),
             taps: self.list()?.len(),
+            further: self.further(),
             uptime: self.started.elapsed().as_secs(),
             host_ports: self.settings.host_ports.clone(),
             firewalls: self.firewalls().map_err(internal)?,

@@ -9,12 +9,13 @@ use std::thread;
 use anyhow::{Context, Result, anyhow};
 use smol::channel::{Receiver, Sender, unbounded};
 
-use super::bridge::{self, Settings};
+use super::bridge::Settings;
 use super::bridge6::{self, Found, Plan6};
 use super::network::Network;
 use crate::net::address::{self, Address};
 use crate::net::link::Link;
 use crate::net::{Socket, route, sysctl};
+use crate::protocol::address::BRIDGE_MAC;
 use crate::protocol::ipv6::{Network6, PREFIX, link_local};
 use crate::ra::Advertisement;
 use crate::ra::server::Server;
@@ -87,18 +88,20 @@ pub(super) fn bring_up(socket: &mut Socket, name: &str, index: u32, plan: &Plan6
 
 /// The bridge's own two addresses; the one of its link alone stays the same whatever the kernel makes of its MAC.
 fn addresses(index: u32, network: Network6) -> [Address<Ipv6Addr>; 2] {
-    [network.gateway(), link_local(bridge::MAC)].map(|address| Address { index, address, prefix: PREFIX })
+    [network.gateway(), link_local(BRIDGE_MAC)].map(|address| Address { index, address, prefix: PREFIX })
 }
 
 impl Network {
     /// Begins to tell guests of their network, where they have one. They get by with IPv4 where that fails.
-    pub fn serve_ra(&self, dns: bool) {
-        let Some(network) = self.place.network6 else { return };
-        let content = Advertisement { network, mac: bridge::MAC, router: false, dns };
+    pub(super) fn serve_ra(&self, dns: bool) {
+        let Some(network) = self.network6 else { return };
+        let content = Advertisement { network, mac: BRIDGE_MAC, router: self.way.is_open(), dns };
         let ways = self.way.receiver.clone();
-        let served = Server::bind(&self.settings.bridge, self.place.bridge, content, ways).and_then(|server| {
+        let served = Server::bind(&self.settings.bridge, self.bridge(), content, ways).and_then(|server| {
             let thread = thread::Builder::new().name("ra".into());
-            thread.spawn(move || smol::block_on(server.run())).context("cannot start a thread").map(drop)
+            let end = self.end.add();
+            let work = move || smol::block_on(smol::future::or(server.run(), end.wait()));
+            thread.spawn(work).context("cannot start a thread").map(drop)
         });
         if let Err(error) = served {
             log!("no IPv6 for guests: {error:#}");
@@ -107,11 +110,11 @@ impl Network {
 
     /// Looks whether there is a way to the outside, and lets guests know.
     pub(super) fn look_out(&self, socket: &mut Socket) -> Result<bool> {
-        if self.place.network6.is_none() || self.closing.load(Ordering::SeqCst) {
+        if self.network6.is_none() || self.closing.load(Ordering::SeqCst) {
             return Ok(false);
         }
         let routes = route::list::<Ipv6Addr>(socket).context("cannot list the IPv6 routes")?;
-        let out = routes.iter().any(|route| route.leads_out(self.place.bridge));
+        let out = routes.iter().any(|route| route.leads_out(self.bridge()));
         self.way.set(out);
         Ok(out)
     }
@@ -133,25 +136,25 @@ impl Network {
 
     /// Whether the bridge, which is up, lacks an IPv6 address.
     pub(super) fn lacks_ipv6(&self, socket: &mut Socket) -> Result<bool> {
-        let Some(network) = self.place.network6 else { return Ok(false) };
+        let Some(network) = self.network6 else { return Ok(false) };
         let has = address::list(socket).context("cannot list the IPv6 addresses")?;
-        let all = addresses(self.place.bridge, network).iter().all(|address| has.contains(address));
+        let all = addresses(self.bridge(), network).iter().all(|address| has.contains(address));
         Ok(!all || !sysctl::is_ipv6_ready(&self.settings.bridge))
     }
 
     /// Gives the bridge its IPv6 addresses again.
     pub(super) fn bring_up6(&self, socket: &mut Socket) -> Result<()> {
-        let plan = Plan6 { network: self.place.network6, outdated: Vec::new() };
-        bring_up(socket, &self.settings.bridge, self.place.bridge, &plan)
+        let plan = Plan6 { network: self.network6, outdated: Vec::new() };
+        bring_up(socket, &self.settings.bridge, self.bridge(), &plan)
     }
 
     /// What of the host is in the way of the guests' network.
     pub(super) fn overlap6(&self, socket: &mut Socket, links: &[Link]) -> Result<Option<String>> {
-        let Some(network) = self.place.network6 else { return Ok(None) };
+        let Some(network) = self.network6 else { return Ok(None) };
         let addresses = address::list(socket).context("cannot list the IPv6 addresses")?;
         let routes = route::list(socket).context("cannot list the IPv6 routes")?;
         let found = Found { has_ipv6: true, machine: "", links, addresses: &addresses, routes: &routes };
-        Ok(bridge6::overlap(network, Some(self.place.bridge), &found))
+        Ok(bridge6::overlap(network, Some(self.bridge()), &found))
     }
 }
 

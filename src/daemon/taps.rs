@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::api::ApiError;
+use super::branch::Bridges;
 use crate::net::link::Link;
 use crate::protocol::address::{Mac, Subnet, TAP_PREFIX, check_vm_name, tap_name};
 use crate::protocol::daemon::{Tap, TapRequest};
@@ -49,10 +50,9 @@ impl From<&TapRequest> for Alias {
 }
 
 /// Where puterd's TAPs are.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Place {
-    /// The bridge's number.
-    pub bridge: u32,
+    pub bridges: Bridges,
     /// The user whom puterd serves.
     pub uid: u32,
     pub subnet: Subnet,
@@ -72,15 +72,15 @@ pub enum Action {
 }
 
 impl Place {
-    /// The VM that a TAP on this bridge belongs to.
+    /// The VM that a TAP on these bridges belongs to.
     pub fn owns(&self, link: &Link) -> Option<Alias> {
-        (link.master == Some(self.bridge)).then(|| self.marked(link)).flatten()
+        self.bridges.holds(link.master).then(|| self.marked(link)).flatten()
     }
 
-    /// The VM that a TAP of this user names, on this bridge or on none.
+    /// The VM that a TAP of this user names, on these bridges or on none.
     pub fn marked(&self, link: &Link) -> Option<Alias> {
         let mine = link.kind.as_deref() == Some("tun") && link.owner == Some(self.uid);
-        let free = link.master.is_none() || link.master == Some(self.bridge);
+        let free = link.master.is_none() || self.bridges.holds(link.master);
         let alias: Alias = link.alias.as_deref()?.parse().ok()?;
         (mine && free && link.name == tap_name(&alias.vm) && self.subnet.address(alias.id).is_some()).then_some(alias)
     }
@@ -110,7 +110,7 @@ impl Place {
         })
     }
 
-    /// All TAPs on the bridge, by id.
+    /// All TAPs on the bridges, by id.
     pub fn list(&self, links: &[Link]) -> Vec<Tap> {
         let mut taps: Vec<Tap> = links.iter().filter_map(|l| self.tap(l)).collect();
         taps.sort_by_key(|t| t.id);
@@ -171,9 +171,21 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::bridge::Settings;
+    use crate::protocol::ipv6::Ipv6;
 
     fn place() -> Place {
-        Place { bridge: 5, uid: 1000, subnet: Subnet::default(), network6: Some("fd00::/64".parse().unwrap()) }
+        let settings = Settings {
+            bridge: "puter0".to_owned(),
+            subnet: Subnet::default(),
+            uid: 1000,
+            host_ports: Vec::new(),
+            ipv6: Ipv6::Off,
+            bridge_ports: 1023,
+        };
+        let mut bridges = Bridges::of(&settings, 5, &[]);
+        bridges.add(1, 6);
+        Place { bridges, uid: 1000, subnet: Subnet::default(), network6: Some("fd00::/64".parse().unwrap()) }
     }
 
     fn link(vm: &str, id: u32) -> Link {
@@ -246,9 +258,10 @@ mod tests {
     }
 
     #[test]
-    fn the_list_holds_this_bridges_taps_by_id() {
+    fn the_list_holds_the_bridges_taps_by_id() {
         let stranger = Link { master: Some(9), ..link("x", 3) };
-        let taps = place().list(&[link("web", 2), stranger, link("db", 1)]);
+        let further = Link { master: Some(6), ..link("web", 2) };
+        let taps = place().list(&[further, stranger, link("db", 1)]);
         let seen: Vec<_> = taps.iter().map(|t| (t.vm.as_str(), t.id, t.ip.to_string())).collect();
         assert_eq!(seen, [("db", 1, "10.0.0.11".to_owned()), ("web", 2, "10.0.0.12".to_owned())]);
         assert_eq!(taps[0].ip6, Some("fd00::5054:ff:fe00:b".parse().unwrap()));

@@ -10,13 +10,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::time::{ClockId, clock_gettime};
 
 use super::upkeep::{Kept, Part};
 use crate::net::events::Events;
 
 /// Changes come in crowds: this long after the first one is looked.
 const SETTLE: Duration = Duration::from_millis(20);
-/// Looking takes at most about one part in this many of the time.
+/// Looking takes at most about one part in this many of a processor's time.
 const LOOK_SHARE: u32 = 10;
 /// How often in a row something is mended without a pause.
 const AT_ONCE: u32 = 3;
@@ -116,9 +117,9 @@ fn listen(what: &'static str, events: Events, sender: SyncSender<()>) -> Result<
 fn attend(kept: &dyn Kept, changes: &Receiver<()>) {
     let mut efforts = Efforts::default();
     loop {
-        let began = Instant::now();
+        let began = worked();
         let next = look(kept, &mut efforts);
-        thread::sleep((began.elapsed() * LOOK_SHARE).max(SETTLE));
+        thread::sleep((worked().saturating_sub(began) * LOOK_SHARE).max(SETTLE));
         // What came meanwhile is looked at now: it was not heard, so it is still in the channel.
         let wake = [next, efforts.peace()].into_iter().flatten().min();
         let heard = match wake {
@@ -131,6 +132,12 @@ fn attend(kept: &dyn Kept, changes: &Receiver<()>) {
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }
+}
+
+/// The processor's time that this thread has had: of time that it waits, or that others have, nobody is deprived.
+fn worked() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
 /// Mends what is wrong and due, and returns when the rest is.

@@ -23,11 +23,14 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_PROTINFO: u16 = 12;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_GROUP: u16 = 27;
 const IFLA_EXT_MASK: u16 = 29;
 const IFLA_CARRIER: u16 = 33;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
+/// Of a veth: the header and attributes of its other end (VETH_INFO_PEER, linux/veth.h).
+const PEER: u16 = 1;
 const IFLA_BR_FORWARD_DELAY: u16 = 1;
 const IFLA_BR_STP_STATE: u16 = 5;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
@@ -56,6 +59,8 @@ pub struct Link {
     pub isolated: bool,
     /// The user who may open it, for a TAP.
     pub owner: Option<u32>,
+    /// A number that many may share, to be changed at once.
+    pub group: u32,
 }
 
 /// The fixed header of a message about a link (`struct ifinfomsg`).
@@ -78,6 +83,7 @@ pub fn decode(body: &[u8]) -> Option<Link> {
             IFLA_IFNAME => link.name = message::text(payload),
             IFLA_MASTER => link.master = message::u32_at(payload, 0),
             IFLA_IFALIAS => link.alias = Some(message::text(payload)),
+            IFLA_GROUP => link.group = message::u32_at(payload, 0).unwrap_or(0),
             IFLA_CARRIER => link.carrier = payload.first() == Some(&1),
             IFLA_LINKINFO => read_info(&mut link, payload),
             _ => {}
@@ -113,6 +119,15 @@ fn bridge_message(name: &str, mac: Mac) -> Message {
     Message::new(RTM_NEWLINK, flags::CREATE | flags::EXCLUSIVE, &header(AF_UNSPEC, 0, 0, 0), attributes)
 }
 
+fn pair_message(one: (&str, Mac), other: (&str, Mac)) -> Message {
+    let named = |(name, mac): (&str, Mac)| Attributes::new().string(IFLA_IFNAME, name).bytes(IFLA_ADDRESS, &mac.0);
+    let peer = [&header(AF_UNSPEC, 0, 0, 0)[..], named(other).as_bytes()].concat();
+    let data = Attributes::new().bytes(PEER, &peer);
+    let info = Attributes::new().string(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, data);
+    let attributes = named(one).nest(IFLA_LINKINFO, info);
+    Message::new(RTM_NEWLINK, flags::CREATE | flags::EXCLUSIVE, &header(AF_UNSPEC, 0, 0, 0), attributes)
+}
+
 fn set(socket: &mut Socket, index: u32, attributes: Attributes) -> Result<(), Error> {
     socket.request(&Message::new(RTM_SETLINK, 0, &header(AF_UNSPEC, index, 0, 0), attributes))
 }
@@ -123,8 +138,10 @@ fn set(socket: &mut Socket, index: u32, attributes: Attributes) -> Result<(), Er
 /// The kernel's.
 pub fn list(socket: &mut Socket) -> Result<Vec<Link>, Error> {
     let attributes = Attributes::new().u32(IFLA_EXT_MASK, SKIP_COUNTERS);
-    let entries = socket.dump(&Message::new(RTM_GETLINK, 0, &header(AF_UNSPEC, 0, 0, 0), attributes))?;
-    Ok(entries.iter().filter(|(kind, _)| *kind == RTM_NEWLINK).filter_map(|(_, body)| decode(body)).collect())
+    let request = Message::new(RTM_GETLINK, 0, &header(AF_UNSPEC, 0, 0, 0), attributes);
+    socket.fold(&request, Vec::new, |links, kind, body| {
+        links.extend((kind == RTM_NEWLINK).then(|| decode(body)).flatten());
+    })
 }
 
 /// The link of this name, if there is one: the kernel's work does not grow with the number of links.
@@ -159,6 +176,14 @@ fn one(socket: &mut Socket, index: u32, which: Attributes) -> Result<Option<Link
 /// The kernel's; `EXIST` where the name is taken.
 pub fn create_bridge(socket: &mut Socket, name: &str, mac: Mac) -> Result<(), Error> {
     socket.request(&bridge_message(name, mac))
+}
+
+/// Creates two links, still down, of which each sends what the other receives.
+///
+/// # Errors
+/// The kernel's; `EXIST` where a name is taken.
+pub fn create_pair(socket: &mut Socket, [one, other]: [(&str, Mac); 2]) -> Result<(), Error> {
+    socket.request(&pair_message(one, other))
 }
 
 /// Sets a link up.
@@ -203,6 +228,23 @@ pub fn delete(socket: &mut Socket, index: u32) -> Result<(), Error> {
     socket.request(&Message::new(RTM_DELLINK, 0, &header(AF_UNSPEC, index, 0, 0), Attributes::new()))
 }
 
+/// Gives a link the number of a group.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_group(socket: &mut Socket, index: u32, group: u32) -> Result<(), Error> {
+    set(socket, index, Attributes::new().u32(IFLA_GROUP, group))
+}
+
+/// Removes all links of a group in the time that one takes: what takes its time is to wait until nobody uses them.
+///
+/// # Errors
+/// The kernel's; `NODEV` where there is none.
+pub fn delete_group(socket: &mut Socket, group: u32) -> Result<(), Error> {
+    let group = Attributes::new().u32(IFLA_GROUP, group);
+    socket.request(&Message::new(RTM_DELLINK, 0, &header(AF_UNSPEC, 0, 0, 0), group))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,6 +262,7 @@ mod tests {
             .string(IFLA_IFNAME, "pt-web")
             .string(IFLA_IFALIAS, "puter:web:1:1")
             .u32(IFLA_MASTER, 7)
+            .u32(IFLA_GROUP, 7)
             .bytes(IFLA_ADDRESS, &[2, 0, 0, 0, 0, 9])
             .bytes(IFLA_CARRIER, &[1])
             .nest(IFLA_LINKINFO, info);
@@ -241,6 +284,7 @@ mod tests {
             carrier: true,
             isolated: true,
             owner: Some(1000),
+            group: 7,
         };
         assert_eq!(decode(&tap()), Some(expected));
     }

@@ -11,10 +11,10 @@ mod rule;
 mod verify;
 
 pub use foreign::{Firewall, Place, admit, dismiss, firewalls};
-pub use guard::{guard, guard_new, unguard};
+pub use guard::{Chain, batches_to_unguard, chain_of, guard, guard_new, seal, unguard};
 pub use host::{Policy, install};
 pub use isolation::{isolate, separate};
-pub use verify::is_whole;
+pub use verify::{generation, is_whole, unguarded};
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -40,6 +40,7 @@ const NEW_SET: u16 = (SUBSYSTEM << 8) | 9;
 const NEW_ELEMENT: u16 = (SUBSYSTEM << 8) | 12;
 const GET_ELEMENT: u16 = (SUBSYSTEM << 8) | 13;
 const DELETE_ELEMENT: u16 = (SUBSYSTEM << 8) | 14;
+const GET_GENERATION: u16 = (SUBSYSTEM << 8) | 16;
 /// IPv4 and IPv6 at once (NFPROTO_INET).
 const INET: u8 = 1;
 /// IPv4 alone, where iptables keeps its tables (NFPROTO_IPV4).
@@ -82,6 +83,8 @@ const PRIORITY_FILTER: i32 = 0;
 const ISOLATED: &str = "isolated";
 /// The set of isolated guests' IPv6 addresses.
 const ISOLATED6: &str = "isolated6";
+/// The longest batch in bytes.
+const LONGEST_BATCH: usize = 2 << 20;
 /// How many elements of a set are in one message: a list of them has at most 64 KiB.
 const ELEMENTS_AT_ONCE: usize = 512;
 
@@ -96,6 +99,17 @@ pub struct Guest {
     pub address6: Option<Ipv6Addr>,
     /// Whether it is kept from all other guests.
     pub isolated: bool,
+}
+
+/// How a further bridge is joined to the first: names of interfaces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joint {
+    /// The further bridge.
+    pub bridge: String,
+    /// The first bridge's port that leads to it.
+    pub near: String,
+    /// Its own port that leads to the first.
+    pub far: String,
 }
 
 /// The name of a bridge's tables: `puter`, or for a second installation's bridge `puter-<bridge>`.
@@ -193,6 +207,13 @@ fn commit(messages: Vec<Message>) -> Result<(), Error> {
     Socket::netfilter()?.batch(&framed(messages), true)
 }
 
+/// As [`commit`], for a batch longer than a socket's buffer is by default.
+fn commit_long(messages: Vec<Message>) -> Result<(), Error> {
+    let mut socket = Socket::netfilter()?;
+    socket.widen(LONGEST_BATCH)?;
+    socket.batch(&framed(messages), true)
+}
+
 /// Installs a table with sets: the first keys in the same batch, so that there is no moment without them, the rest of
 /// very many after it.
 fn commit_with_keys(
@@ -217,9 +238,14 @@ fn commit_with_keys(
 /// The kernel's.
 pub fn remove(bridge: &str) -> Result<(), Error> {
     let name = table_name(bridge);
-    let gone = |family| vec![table(family, NEW_TABLE, flags::CREATE, &name), table(family, DELETE_TABLE, 0, &name)];
-    commit([INET, NETDEV].into_iter().flat_map(gone).collect())?;
-    match commit(gone(BRIDGE)) {
+    let gone =
+        |family, name: &str| [table(family, NEW_TABLE, flags::CREATE, name), table(family, DELETE_TABLE, 0, name)];
+    let mut messages = gone(INET, &name).to_vec();
+    let tables = dump::awake(&mut Socket::netfilter()?, NETDEV)?;
+    let of_taps = tables.iter().filter(|table| guard::is_table_of(bridge, table));
+    messages.extend(of_taps.chain([&name]).flat_map(|table| gone(NETDEV, table)));
+    commit_long(messages)?;
+    match commit(gone(BRIDGE, &name).into()) {
         // The kernel has no such tables, so there is none to remove.
         Err(error) if isolation::is_absent(&error) => Ok(()),
         other => other,
@@ -234,8 +260,13 @@ mod tests {
     #[test]
     fn the_batch_is_framed_and_deletes_before_it_makes() {
         let network6 = Some("fd00::/64".parse().unwrap());
-        let policy =
-            Policy { bridge: "puter0".to_owned(), subnet: Subnet::default(), network6, host_ports: Vec::new() };
+        let policy = Policy {
+            bridge: "puter0".to_owned(),
+            joints: Vec::new(),
+            subnet: Subnet::default(),
+            network6,
+            host_ports: Vec::new(),
+        };
         let batch = framed(host::messages(&policy));
         let kinds: Vec<u16> = batch.iter().map(|m| m.kind).collect();
         assert_eq!(kinds[..4], [NFNL_MSG_BATCH_BEGIN, NEW_TABLE, DELETE_TABLE, NEW_TABLE]);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use neli::consts::socket::{Msg, NlFamily};
 use neli::socket::NlSocket;
@@ -80,6 +81,17 @@ impl Socket {
         Ok(Socket { socket, sequence: 0, buffer: vec![0; BUFFER] })
     }
 
+    /// Lets one datagram have this many bytes, beyond what an administrator allows for any socket.
+    ///
+    /// # Errors
+    /// The kernel's; it needs CAP_NET_ADMIN.
+    pub fn widen(&mut self, bytes: usize) -> Result<(), Error> {
+        // SAFETY: the descriptor is the socket's, which is open for as long as `self` is.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) };
+        let set = rustix::net::sockopt::set_socket_send_buffer_size_force(fd, bytes);
+        set.map_err(|errno| Error { errno, detail: None })
+    }
+
     /// Sends a request and returns when the kernel has done it.
     ///
     /// # Errors
@@ -147,14 +159,28 @@ impl Socket {
     /// Sends a request for a list and returns the type and body of each entry.
     ///
     /// # Errors
-    /// The kernel's refusal; `INTR` where changes overtake every attempt.
+    /// See [`Socket::fold`].
     pub fn dump(&mut self, message: &Message) -> Result<Vec<(u16, Vec<u8>)>, Error> {
+        self.fold(message, Vec::new, |entries, kind, body| entries.push((kind, body.to_vec())))
+    }
+
+    /// Sends a request for a list and makes something of the type and body of each entry as it comes, so that a long
+    /// list is never held whole. It is begun again, with `init`, where a change overtakes it.
+    ///
+    /// # Errors
+    /// The kernel's refusal; `INTR` where changes overtake every attempt.
+    pub fn fold<T>(
+        &mut self,
+        message: &Message,
+        init: impl Fn() -> T,
+        mut step: impl FnMut(&mut T, u16, &[u8]),
+    ) -> Result<T, Error> {
         for _ in 0..ATTEMPTS {
             self.sequence = self.sequence.wrapping_add(1);
             let mut bytes = Vec::new();
             message.encode(flags::DUMP, self.sequence, &mut bytes);
             self.socket.send(&bytes, Msg::empty())?;
-            let mut entries = Vec::new();
+            let mut made = init();
             let mut interrupted = false;
             'parts: loop {
                 let size = self.receive()?;
@@ -166,12 +192,12 @@ impl Socket {
                     match answer.kind {
                         DONE => break 'parts,
                         ERROR => check(&answer)?,
-                        kind => entries.push((kind, answer.body.to_vec())),
+                        kind => step(&mut made, kind, answer.body),
                     }
                 }
             }
             if !interrupted {
-                return Ok(entries);
+                return Ok(made);
             }
         }
         Err(Error { errno: Errno::INTR, detail: Some("the list changes faster than it can be read".to_owned()) })

@@ -3,6 +3,8 @@
 use std::fs;
 use std::io;
 
+use crate::protocol::neighbours::{self, Limits};
+
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 
 /// Whether IPv4 forwarding is on.
@@ -115,4 +117,19 @@ pub fn enable_forwarding6() -> io::Result<Vec<String>> {
     }
     set6("all", "forwarding", "1")?;
     Ok(kept)
+}
+
+/// Gives the kernel's limits of neighbours new values, where they differ.
+///
+/// # Errors
+/// The kernel's, with the setting's path.
+pub fn set_neighbours(family: &str, now: Limits, wanted: Limits) -> io::Result<()> {
+    for (limit, (now, wanted)) in
+        now.into_iter().zip(wanted).enumerate().rev().filter(|(_, (now, wanted))| now != wanted)
+    {
+        let path = neighbours::path(family, limit);
+        fs::write(&path, format!("{wanted}\n"))
+            .map_err(|e| io::Error::new(e.kind(), format!("cannot write {wanted} to {path}, where {now} is: {e}")))?;
+    }
+    Ok(())
 }

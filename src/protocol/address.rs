@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 pub const FIRST_HOST: u32 = 10;
 /// First three bytes of each MAC: QEMU's and KVM's locally administered prefix.
 pub const MAC_PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
+/// The bridge's MAC: the addressing rule applied to its host number 1. It stays the same whatever ports come and go, so
+/// that guests' ARP entries stay right.
+pub const BRIDGE_MAC: Mac = Mac([0x52, 0x54, 0x00, 0x00, 0x00, 0x01]);
 /// Distance between a VM's id and its vsock context id; 0 to 2 are reserved (linux/vm_sockets.h).
 pub const FIRST_CID: u32 = 3;
 /// Longest interface name, without the closing NUL (IFNAMSIZ, linux/if.h).

@@ -26,6 +26,9 @@ pub struct Status {
     /// Whether guests reach the outside by IPv6: the host does.
     #[serde(default)]
     pub ipv6_outside: bool,
+    /// Further bridges, of one network with the first, where that has too few ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further: Vec<FurtherBridge>,
     /// How many TAPs there are.
     pub taps: usize,
     /// Seconds since puterd started.
@@ -39,6 +42,15 @@ pub struct Status {
     /// What is wrong and puterd cannot mend, a sentence each.
     #[serde(default)]
     pub problems: Vec<String>,
+}
+
+/// A bridge that is joined to the first one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FurtherBridge {
+    /// Its interface's name.
+    pub name: String,
+    /// Ports on it, TAPs above all.
+    pub ports: usize,
 }
 
 /// A chain of somebody else's nftables that drops what it does not know.

@@ -7,5 +7,6 @@ pub mod address;
 pub mod agent;
 pub mod daemon;
 pub mod ipv6;
+pub mod neighbours;
 pub mod ports;
 pub mod unix_http;

@@ -173,7 +173,11 @@ fn reflinks(home: &Home) -> Check {
 fn puterd(status: Option<&Status>) -> Check {
     let name = "puterd";
     if let Some(status) = status {
-        return ok(name, format!("runs, bridge {} at {}", status.bridge, status.subnet));
+        let further = match status.further.len() {
+            0 => String::new(),
+            more => format!(" and {more} further"),
+        };
+        return ok(name, format!("runs, bridge {}{further} at {}", status.bridge, status.subnet));
     }
     let program = match daemon::program() {
         Ok(program) => program,

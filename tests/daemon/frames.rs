@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::thread;
 
 use rustix::thread::LinkNameSpaceType;
@@ -39,6 +39,19 @@ pub fn drain(tap: &File) -> Vec<Vec<u8>> {
         all.push(frame[10..size].to_vec());
     }
     rustix::io::ioctl_fionbio(tap, false).unwrap();
+    all
+}
+
+/// All frames up to one that the host sends now, without their virtio header: whatever was on its way before is among
+/// them, or will never come. The host knows where this address is.
+pub fn drain_after(tap: &File, host: &UdpSocket, address: Ipv4Addr) -> Vec<Vec<u8>> {
+    const LAST: &str = "the host's own word";
+    host.send_to(LAST.as_bytes(), (address, 9)).unwrap();
+    let mut all = Vec::new();
+    wait("the host's frame comes", || {
+        all.extend(drain(tap));
+        all.iter().any(|frame: &Vec<u8>| String::from_utf8_lossy(frame).contains(LAST))
+    });
     all
 }
 

@@ -1,6 +1,6 @@
 //! What a hostile guest may try, frame by frame: none of it leaves its TAP.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
 
 use puter::protocol::daemon::{Status, Tap};
 
@@ -117,16 +117,31 @@ fn hostile(own: Sender) -> Vec<(&'static str, Vec<u8>)> {
 #[test]
 #[ignore = "needs root"]
 fn nothing_hostile_leaves_a_tap() {
+    nothing_hostile_comes_through(&[]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn nothing_hostile_comes_to_a_further_bridge() {
+    nothing_hostile_comes_through(&["--bridge-ports", "2"]);
+}
+
+fn nothing_hostile_comes_through(args: &[&str]) {
     let lab = Lab::new();
-    let daemon = lab.start(&[]);
+    let daemon = lab.start(args);
     let made: Tap = lab.json("POST", "/v1/taps", r#"{"vm":"web","id":1}"#);
     let _: Tap = lab.json("POST", "/v1/taps", r#"{"vm":"db","id":2}"#);
     let (tap, peer) = (frames::take(&lab, "pt-web"), frames::take(&lab, "pt-db"));
     let own = Sender { mac: made.mac.0, ip: made.ip };
+    let further = lab.host("ip -o link show pt-db").contains("master puter0-1 ");
+    assert_eq!(further, !args.is_empty());
+    let host = frames::inside(lab.host_holder(), || UdpSocket::bind("10.0.0.1:0").unwrap());
+    lab.host("ip neigh replace 10.0.0.12 lladdr 52:54:00:00:00:0c dev puter0 nud permanent");
     let comes = |frame: &[u8]| {
         frames::drain(&peer);
         frames::send(&tap, &[frame.to_vec()]);
-        frames::drain(&peer).iter().any(|f| String::from_utf8_lossy(f).contains(MARK))
+        let came = frames::drain_after(&peer, &host, Ipv4Addr::new(10, 0, 0, 12));
+        came.iter().any(|f| String::from_utf8_lossy(f).contains(MARK))
     };
     let honest = frames::udp(own, 1000, (Ipv4Addr::new(10, 0, 0, 12), 2000), MARK);
     assert!(comes(&honest), "or the test proves nothing");

@@ -10,15 +10,15 @@ use crate::traffic::frames::{self, Sender};
 
 const BRIDGE_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 /// All ways from one guest to another.
-const WAYS: [&str; 5] = ["unicast", "broadcast", "ARP request", "ARP reply", "by the host"];
+pub const WAYS: [&str; 5] = ["unicast", "broadcast", "ARP request", "ARP reply", "by the host"];
 
-struct Machine {
-    made: Tap,
-    tap: File,
+pub struct Machine {
+    pub made: Tap,
+    pub tap: File,
 }
 
 impl Machine {
-    fn new(lab: &Lab, vm: &str, id: u32, isolated: bool) -> Machine {
+    pub fn new(lab: &Lab, vm: &str, id: u32, isolated: bool) -> Machine {
         let made: Tap = lab.json("POST", "/v1/taps", &format!(r#"{{"vm":"{vm}","id":{id},"isolated":{isolated}}}"#));
         assert_eq!(made.isolated, isolated);
         // The host asks nobody where it is: its guest is none that answers.
@@ -26,12 +26,17 @@ impl Machine {
         Machine { tap: frames::take(lab, &made.name), made }
     }
 
-    fn own(&self) -> Sender {
+    pub fn own(&self) -> Sender {
         Sender { mac: self.made.mac.0, ip: self.made.ip }
     }
 
     /// The ways on which a frame comes from here to there.
     fn reaches(&self, other: &Machine) -> Vec<&'static str> {
+        self.reaches_by(other, || frames::drain(&other.tap))
+    }
+
+    /// The same, where `came` waits for what comes.
+    pub fn reaches_by(&self, other: &Machine, came: impl FnOnce() -> Vec<Vec<u8>>) -> Vec<&'static str> {
         let (own, mac, ip) = (self.own(), other.made.mac.0, other.made.ip);
         let said = |way: &str| format!("{way} from {}", self.made.vm);
         let udp = |to: Ipv4Addr, way: &str| frames::udp(own, 1000, (to, 2000), &said(way));
@@ -46,7 +51,7 @@ impl Machine {
                 frames::to(BRIDGE_MAC, udp(ip, WAYS[4])),
             ],
         );
-        let came = frames::drain(&other.tap);
+        let came = came();
         let arp = |operation: u8| {
             let is = |f: &Vec<u8>| f[12..14] == [8, 6] && f[21] == operation && f[28..32] == own.ip.octets();
             came.iter().any(is)

@@ -1,9 +1,21 @@
-//! Many interfaces: what a request costs does not grow with them, and the kernel's own limit is told.
+//! Many interfaces: what a request costs does not grow with them, and the kernel's own limits are met.
 
-use puter::protocol::daemon::Tap;
+use std::fs;
+
+use puter::protocol::daemon::{Lease, Status, Tap};
+use rustix::process::Signal;
 
 use crate::code;
-use crate::lab::{Daemon, Lab};
+use crate::lab::{Daemon, Lab, UID};
+use crate::traffic::frames;
+
+#[allow(dead_code)]
+#[path = "../../benches/net/driver.rs"]
+mod driver;
+
+/// More TAPs than one bridge has ports, and a part of them.
+const MANY: u32 = 1100;
+const SOME: u32 = MANY / 4;
 
 /// Ports that are not puterd's.
 const STRANGERS: u32 = 900;
@@ -25,23 +37,31 @@ fn body(vm: &str, id: u32) -> String {
     format!(r#"{{"vm":"{vm}","id":{id}}}"#)
 }
 
-/// The processor time that puterd and the kernel for it take to make and remove TAPs, in ticks of 10 ms (proc(5)).
+/// The processor time that puterd, and the kernel for it, have taken so far, in ticks of 10 ms (proc(5)).
+fn ticks(daemon: &Daemon) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
+    let fields: Vec<u64> = stat.rsplit(')').next().unwrap().split(' ').filter_map(|word| word.parse().ok()).collect();
+    // utime and stime are the 14th and 15th; the third is a letter, and what is before it has been cut off.
+    fields[10] + fields[11]
+}
+
+/// The most memory that puterd has had, in KiB.
+fn memory(daemon: &Daemon) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// What it takes to make and remove TAPs.
 fn work(lab: &Lab, daemon: &Daemon) -> u64 {
-    let ticks = || {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
-        let fields: Vec<u64> =
-            stat.rsplit(')').next().unwrap().split(' ').filter_map(|word| word.parse().ok()).collect();
-        // utime and stime are the 14th and 15th; the third is a letter, and what is before it has been cut off.
-        fields[10] + fields[11]
-    };
-    let before = ticks();
+    let before = ticks(daemon);
     for n in 0..TIMES {
         lab.json::<Tap>("POST", "/v1/taps", &body(&format!("x-{n}"), 3000 + n));
     }
     for n in 0..TIMES {
         assert_eq!(lab.request("DELETE", &format!("/v1/taps/x-{n}"), "").0, 204);
     }
-    ticks() - before
+    ticks(daemon) - before
 }
 
 #[test]
@@ -61,6 +81,7 @@ fn a_request_costs_the_same_among_hundreds_of_ports_and_a_full_bridge_is_told() 
     let (status, error) = lab.request("POST", "/v1/taps", &body("db", 2));
     assert_eq!((status, code(&error).as_str()), (507, "bridge_full"), "{error}");
     assert!(error.contains("--bridge"), "{error}");
+    assert!(!lab.host("ip link").contains("puter0-1"), "half a further bridge is left");
     let taps: Vec<Tap> = lab.json("GET", "/v1/taps", "");
     assert_eq!(taps.iter().map(|tap| tap.vm.as_str()).collect::<Vec<_>>(), ["web"]);
     assert!(!lab.host("ip link").contains("pt-db"), "half a TAP is left");
@@ -91,4 +112,86 @@ fn what_others_do_to_taps_is_seen_by_the_next_request() {
     assert_eq!(lab.request("POST", "/v1/taps", &body("db", 1)).0, 409);
     lab.json::<Tap>("POST", "/v1/taps", &body("cache", 1));
     assert!(lab.host("ip link show pt-cache").contains("master puter0"));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn more_vms_than_a_bridge_has_ports_cost_no_more_each() {
+    let lab = Lab::new();
+    let args = ["--subnet", "10.7.0.1/16", "--teardown"];
+    let make = |ids: std::ops::RangeInclusive<u32>| {
+        for id in ids {
+            lab.json::<Tap>("POST", "/v1/taps", &body(&format!("vm-{id}"), id));
+        }
+    };
+    // A start that adopts all that there is, and what it took.
+    let again = |daemon: Daemon| {
+        daemon.stop(Signal::KILL);
+        let daemon = lab.start(&args);
+        let took = (ticks(&daemon), memory(&daemon));
+        (daemon, took)
+    };
+    let daemon = lab.start(&args);
+    make(1..=1);
+    let alone = work(&lab, &daemon);
+    make(2..=SOME);
+    let (daemon, some) = again(daemon);
+    make(SOME + 1..=MANY);
+    let among = work(&lab, &daemon);
+    assert!(among < 3 * alone + 10, "{alone} ticks became {among}");
+    let (daemon, many) = again(daemon);
+    assert!(daemon.log.contains(&format!("adopted {MANY} TAPs on 2 bridges")), "{}", daemon.log);
+    let times = u64::from(MANY / SOME);
+    assert!(many.0 < 2 * times * some.0 + 10, "{some:?} became {many:?}");
+    assert!(many.1 < some.1 + 4096, "{some:?} KiB became {many:?}");
+    let status: Status = lab.json("GET", "/v1/status", "");
+    assert_eq!((status.taps as u32, status.further.len()), (MANY, 1));
+    let on = |bridge: &str| lab.host("ip -o link").matches(&format!(" master {bridge} ")).count();
+    // One port of each joins them.
+    assert_eq!((on("puter0") + on("puter0-1")) as u32, MANY + 2);
+    assert!(on("puter0") < MOST as usize && on("puter0-1") > 100, "{} {}", on("puter0"), on("puter0-1"));
+    // All have their addresses, whichever bridge they are on.
+    let clients = frames::inside(lab.host_holder(), || puter::net::tap::open("clients")).unwrap();
+    lab.host("ip link set dev clients master puter0-1; ip link set dev clients up");
+    let run = driver::dhcp(&clients, MANY, MANY as usize);
+    let leases: Vec<Lease> = lab.json("GET", "/v1/leases", "");
+    assert_eq!(leases.len() as u32, MANY, "{} were asked again", run.again);
+    // Another's flush of all rules is mended for all of them.
+    let filtered = || lab.host("nft list chains netdev").matches("chain pt-vm-").count();
+    assert_eq!(filtered() as u32, MANY);
+    lab.host("nft flush ruleset");
+    daemon.log_until("puter's nftables rules were changed or flushed: put back");
+    assert_eq!(filtered() as u32, MANY);
+    drop(clients);
+    assert!(daemon.stop(Signal::TERM).success());
+    assert_eq!(lab.host("ip -o link | cut -d: -f2; nft list ruleset"), " lo\n up0@if2\n");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_kernels_limits_of_neighbours_grow_with_the_vms() {
+    let lab = Lab::new();
+    // A network namespace has no limits of its own; here are some that puterd may write, as it may those of a host.
+    for family in ["ipv4", "ipv6"] {
+        let dir = format!("/proc/sys/net/{family}/neigh");
+        lab.host(&format!("mount -t tmpfs none {dir}; mkdir {dir}/default; chmod 755 {dir}"));
+        for (limit, value) in [(1, 2), (2, 4), (3, 8)] {
+            let file = format!("{dir}/default/gc_thresh{limit}");
+            lab.host(&format!("echo {value} >{file}; chown {UID} {file}"));
+        }
+    }
+    let limits = |family: &str| {
+        lab.host(&format!("cat /proc/sys/net/{family}/neigh/default/gc_thresh*")).replace('\n', " ").trim().to_owned()
+    };
+    let daemon = lab.start(&["--ipv6", "off"]);
+    (1..=4).for_each(|id| drop(lab.json::<Tap>("POST", "/v1/taps", &body(&format!("vm-{id}"), id))));
+    assert_eq!(limits("ipv4"), "2 4 8", "there is room");
+    daemon.stop(Signal::TERM);
+    lab.host("echo 7 >/proc/sys/net/ipv4/neigh/default/gc_thresh3");
+    let daemon = lab.start(&[]);
+    let said = "puterd: 4 VMs: raised the kernel's limit of ipv4 neighbours from 7 to 16 (net.ipv4.neigh.default)\n";
+    assert!(daemon.log.contains(said), "{}", daemon.log);
+    assert_eq!((limits("ipv4").as_str(), limits("ipv6").as_str()), ("4 8 16", "8 16 32"));
+    (5..=60).for_each(|id| drop(lab.json::<Tap>("POST", "/v1/taps", &body(&format!("vm-{id}"), id))));
+    assert_eq!((limits("ipv4").as_str(), limits("ipv6").as_str()), ("64 128 256", "128 256 512"));
 }

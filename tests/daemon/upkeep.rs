@@ -1,11 +1,15 @@
 //! What others do to the network while VMs run, and how it comes right.
 
+use std::net::UdpSocket;
 use std::thread::sleep;
 use std::time::Duration;
 
 use puter::protocol::daemon::{Status, Tap};
+use simple_dns::TYPE;
 
+use crate::dns;
 use crate::lab::{Lab, Process, wait};
+use crate::traffic::frames;
 
 /// Long enough for puterd to say or do something more, were it to.
 const QUIET: Duration = Duration::from_millis(1500);
@@ -67,8 +71,8 @@ fn addresses_taps_and_forwarding_come_back() {
     sleep(QUIET);
     let has = |command: &str, text: &str| lab.host(command).contains(text);
     for (harm, look, text, said) in [
-        ("ip addr del 10.0.0.1/24 dev puter0", "ip -4 -o addr show puter0", "10.0.0.1/24", "the bridge was down"),
-        ("ip link set puter0 down", "ip link show puter0", ",UP", "the bridge was down"),
+        ("ip addr del 10.0.0.1/24 dev puter0", "ip -4 -o addr show puter0", "10.0.0.1/24", "the bridge was gone, down"),
+        ("ip link set puter0 down", "ip link show puter0", ",UP", "the bridge was gone, down"),
         ("ip link set pt-web nomaster", "ip -d link show pt-web", "master puter0", "TAPs were off the bridge"),
         ("ip link set pt-web type bridge_slave isolated off", "ip -d link show pt-web", "isolated on", "TAPs were off"),
         ("echo 0 >/proc/sys/net/ipv4/ip_forward", "cat /proc/sys/net/ipv4/ip_forward", "1", "forwarding was off"),
@@ -80,10 +84,46 @@ fn addresses_taps_and_forwarding_come_back() {
     }
     sleep(QUIET);
     assert_eq!(daemon.said(), [""; 0]);
-    // A bridge that is gone cannot come back under the servers on it, and puterd says so.
+    // The bridge itself, with all that was on it.
+    let before = lab.host("ip -4 -o addr show puter0 | cut -d' ' -f2-; ip -6 -o addr show puter0 | cut -d' ' -f2-");
     lab.host("ip link delete puter0");
+    daemon.log_until("the bridge was gone");
+    let now = || {
+        lab.attempt(
+            lab.host_holder(),
+            "ip -4 -o addr show puter0 | cut -d' ' -f2-; ip -6 -o addr show puter0 | cut -d' ' -f2-",
+        )
+    };
+    wait("its addresses are back", || now().0 == before);
+    wait("TAPs are back", || {
+        has("ip -d link show pt-web", "isolated on") && has("ip link show pt-db", "master puter0")
+    });
+    // What answers there is as new as the bridge.
+    let guest = lab.guest("g1", "10.0.0.200");
+    let ask = || {
+        frames::inside(&guest, || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect("10.0.0.1:53").unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            socket.send(&dns::query("db.puter", TYPE::A)).unwrap();
+            let mut buffer = [0; 4096];
+            socket.recv(&mut buffer).ok().map(|length| dns::told(&buffer[..length]))
+        })
+    };
+    wait("names are answered", || ask() == Some(dns::found("10.0.0.12")));
+    lab.run(&guest, "ip link set eth0 down; ip link set eth0 address 52:54:00:00:00:0c; ip link set eth0 up");
+    wait("a router advertisement comes", || {
+        lab.run(&guest, "ip -6 -o addr show dev eth0").contains(":5054:ff:fe00:c/64")
+    });
+    lab.run(&guest, "busybox udhcpc -f -q -n -i eth0 -s /bin/true -t 20 -T 1 2>&1");
     let status: Status = lab.json("GET", "/v1/status", "");
-    assert!(status.problems.iter().any(|p| p.contains("puter0 was removed: start puterd again")), "{status:?}");
+    assert_eq!(status.problems, [""; 0]);
+    // A name that somebody took is not puterd's to take away.
+    daemon.freeze(true);
+    lab.host("ip link delete puter0; ip link add puter0 type veth peer name mine0");
+    daemon.freeze(false);
+    let told = || lab.json::<Status>("GET", "/v1/status", "").problems;
+    wait("it is told", || told().iter().any(|p| p.contains("puter0 was removed, and puterd cannot make it again")));
 }
 
 #[test]

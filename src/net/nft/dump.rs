@@ -44,18 +44,35 @@ pub(super) fn find(body: &[u8], skip: usize, wanted: u16) -> Option<&[u8]> {
 }
 
 fn dump(socket: &mut Socket, kind: u16, family: u8, filter: Attributes) -> Result<Vec<Vec<u8>>, Error> {
-    let entries = socket.dump(&Message::new(kind, 0, &header(family, 0), filter))?;
-    // A list of one family may hold others on some kernels.
-    Ok(entries.into_iter().map(|(_, body)| body).filter(|body| body.first() == Some(&family)).collect())
+    fold(socket, (kind, family), filter, Vec::new, |bodies, body| bodies.push(body.to_vec()))
+}
+
+/// As [`Socket::fold`], with the entries of one family: the list may hold others on some kernels.
+fn fold<T>(
+    socket: &mut Socket,
+    (kind, family): (u16, u8),
+    filter: Attributes,
+    init: impl Fn() -> T,
+    mut step: impl FnMut(&mut T, &[u8]),
+) -> Result<T, Error> {
+    socket.fold(&Message::new(kind, 0, &header(family, 0), filter), init, |made, _, body| {
+        if body.first() == Some(&family) {
+            step(made, body);
+        }
+    })
+}
+
+/// The tables of a family whose chains the kernel calls.
+pub(super) fn awake(socket: &mut Socket, family: u8) -> Result<Vec<String>, Error> {
+    let tables = dump(socket, GET_TABLE, family, Attributes::new())?;
+    let awake =
+        tables.iter().filter(|body| find(body, HEADER, NFTA_TABLE_FLAGS).and_then(be32).unwrap_or(0) & DORMANT == 0);
+    Ok(awake.filter_map(|body| find(body, HEADER, NFTA_TABLE_NAME)).map(text).collect())
 }
 
 /// Whether there is this table and the kernel calls its chains.
 pub(super) fn is_awake(socket: &mut Socket, family: u8, name: &str) -> Result<bool, Error> {
-    let tables = dump(socket, GET_TABLE, family, Attributes::new())?;
-    Ok(tables.iter().any(|body| {
-        let named = find(body, HEADER, NFTA_TABLE_NAME).is_some_and(|payload| text(payload) == name);
-        named && find(body, HEADER, NFTA_TABLE_FLAGS).and_then(be32).unwrap_or(0) & DORMANT == 0
-    }))
+    Ok(awake(socket, family)?.iter().any(|table| table == name))
 }
 
 /// The chains of a family that stand at a hook.
@@ -73,22 +90,37 @@ pub(super) fn chains(socket: &mut Socket, family: u8) -> Result<Vec<Chain>, Erro
     Ok(dump(socket, GET_CHAIN, family, Attributes::new())?.into_iter().filter_map(read).collect())
 }
 
-/// The rules of a table, in order within each chain.
-pub(super) fn rules(socket: &mut Socket, family: u8, table: &str) -> Result<Vec<Ruled>, Error> {
-    let read = |body: Vec<u8>| {
+/// Makes something of the rules of a table, in order within each chain, one at a time.
+pub(super) fn each_rule<T>(
+    socket: &mut Socket,
+    family: u8,
+    table: &str,
+    init: impl Fn() -> T,
+    mut step: impl FnMut(&mut T, Ruled),
+) -> Result<T, Error> {
+    let read = |body: &[u8]| {
         // Older kernels do not filter.
-        if find(&body, HEADER, NFTA_RULE_TABLE).map(text).as_deref() != Some(table) {
+        if find(body, HEADER, NFTA_RULE_TABLE).map(text).as_deref() != Some(table) {
             return None;
         }
         Some(Ruled {
-            chain: find(&body, HEADER, NFTA_RULE_CHAIN).map(text)?,
-            handle: find(&body, HEADER, NFTA_RULE_HANDLE)?.first_chunk().map(|b| u64::from_be_bytes(*b))?,
-            expressions: find(&body, HEADER, NFTA_RULE_EXPRESSIONS).unwrap_or_default().to_vec(),
-            userdata: find(&body, HEADER, NFTA_RULE_USERDATA).unwrap_or_default().to_vec(),
+            chain: find(body, HEADER, NFTA_RULE_CHAIN).map(text)?,
+            handle: find(body, HEADER, NFTA_RULE_HANDLE)?.first_chunk().map(|b| u64::from_be_bytes(*b))?,
+            expressions: find(body, HEADER, NFTA_RULE_EXPRESSIONS).unwrap_or_default().to_vec(),
+            userdata: find(body, HEADER, NFTA_RULE_USERDATA).unwrap_or_default().to_vec(),
         })
     };
     let filter = Attributes::new().string(NFTA_RULE_TABLE, table);
-    Ok(dump(socket, GET_RULE, family, filter)?.into_iter().filter_map(read).collect())
+    fold(socket, (GET_RULE, family), filter, init, |made, body| {
+        if let Some(rule) = read(body) {
+            step(made, rule);
+        }
+    })
+}
+
+/// The rules of a table, in order within each chain.
+pub(super) fn rules(socket: &mut Socket, family: u8, table: &str) -> Result<Vec<Ruled>, Error> {
+    each_rule(socket, family, table, Vec::new, Vec::push)
 }
 
 /// The keys of a set, sorted.

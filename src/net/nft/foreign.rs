@@ -9,7 +9,7 @@
 use super::dump::{self, Ruled};
 use super::rule::{self, DROP, Meta, Rule};
 use super::{
-    Attributes, DELETE_RULE, Error, INET, IPV4, IPV6, Message, NEW_RULE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS,
+    Attributes, DELETE_RULE, Error, INET, IPV4, IPV6, Joint, Message, NEW_RULE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS,
     NFTA_RULE_HANDLE, NFTA_RULE_TABLE, NFTA_RULE_USERDATA, Socket, commit, flags, header, table_name,
 };
 use crate::net::message::{attributes, text};
@@ -92,11 +92,15 @@ fn is_last_word(list: &[u8]) -> bool {
     ends && before.iter().all(|(name, _)| name == "counter" || name == "log")
 }
 
-/// How many rules of puter's a chain needs.
-fn needed(place: Place) -> usize {
+/// The rules of puter's that a chain needs: by the bridge and, where br_netfilter shows their own frames, by the further
+/// ones.
+fn needed<'a>(bridge: &'a str, joints: &'a [Joint], place: Place) -> Vec<(Meta, &'a str)> {
     match place {
-        Place::Input => 1,
-        Place::Forward => 2,
+        Place::Input => vec![(Meta::InputName, bridge)],
+        Place::Forward => {
+            let further = joints.iter().map(|joint| (Meta::InputName, joint.bridge.as_str()));
+            [(Meta::InputName, bridge), (Meta::OutputName, bridge)].into_iter().chain(further).collect()
+        }
     }
 }
 
@@ -105,7 +109,7 @@ fn needed(place: Place) -> usize {
 ///
 /// # Errors
 /// The kernel's.
-pub fn firewalls(bridge: &str, ipv6: bool) -> Result<Vec<Firewall>, Error> {
+pub fn firewalls(bridge: &str, joints: &[Joint], ipv6: bool) -> Result<Vec<Firewall>, Error> {
     let mut socket = Socket::netfilter()?;
     let mut found = Vec::new();
     let named = format!("{bridge}\0").into_bytes();
@@ -135,7 +139,7 @@ pub fn firewalls(bridge: &str, ipv6: bool) -> Result<Vec<Firewall>, Error> {
             found.push(Firewall {
                 family: word,
                 knows_bridge: rules.iter().any(|rule| knows(&rule)),
-                admits: marked >= needed(place),
+                admits: marked >= needed(bridge, joints, place).len(),
                 table: chain.table,
                 chain: chain.name,
                 place,
@@ -147,26 +151,22 @@ pub fn firewalls(bridge: &str, ipv6: bool) -> Result<Vec<Firewall>, Error> {
 }
 
 /// A rule as iptables writes it, so that its commands go on to understand the table.
-fn accept(bridge: &str, key: Meta) -> Rule {
-    Rule::new().meta(key, false, format!("{bridge}\0").as_bytes()).accept()
+fn accept(interface: &str, key: Meta) -> Rule {
+    Rule::new().meta(key, false, format!("{interface}\0").as_bytes()).accept()
 }
 
 /// Adds puter's rules to a chain that is shared, in place of what is left of them.
 ///
 /// # Errors
 /// The kernel's.
-pub fn admit(bridge: &str, firewall: &Firewall) -> Result<(), Error> {
+pub fn admit(bridge: &str, joints: &[Joint], firewall: &Firewall) -> Result<(), Error> {
     let family = if firewall.family == "ip6" { IPV6 } else { IPV4 };
     let mut messages = marked(bridge, family, Some(&firewall.chain))?;
-    let keys = match firewall.place {
-        Place::Input => &[Meta::InputName][..],
-        Place::Forward => &[Meta::InputName, Meta::OutputName],
-    };
-    for key in keys {
+    for (key, name) in needed(bridge, joints, firewall.place) {
         let attributes = Attributes::new()
             .string(NFTA_RULE_TABLE, &firewall.table)
             .string(NFTA_RULE_CHAIN, &firewall.chain)
-            .nest(NFTA_RULE_EXPRESSIONS, accept(bridge, *key).0)
+            .nest(NFTA_RULE_EXPRESSIONS, accept(name, key).0)
             .bytes(NFTA_RULE_USERDATA, &mark(bridge));
         // Without APPEND it comes first, or before the rule that is named.
         let (append, attributes) = match (firewall.place, firewall.last) {

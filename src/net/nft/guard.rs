@@ -7,8 +7,8 @@ use rustix::io::Errno;
 use super::guard6;
 use super::rule::{IPPROTO_UDP, Meta, Rule};
 use super::{
-    Attributes, DELETE_CHAIN, Error, Guest, Hook, Message, NETDEV, NEW_CHAIN, NEW_TABLE, NFTA_CHAIN_NAME,
-    NFTA_CHAIN_TABLE, PRIORITY_FILTER, chain, commit, flags, header, rule, table, table_name,
+    Attributes, DELETE_CHAIN, Error, Guest, Hook, Joint, Message, NETDEV, NEW_CHAIN, NEW_TABLE, NFTA_CHAIN_NAME,
+    NFTA_CHAIN_TABLE, PRIORITY_FILTER, chain, commit, commit_long, flags, header, rule, table, table_name,
 };
 use crate::protocol::address::Mac;
 
@@ -18,10 +18,38 @@ const IPV4: u16 = 0x0800;
 pub(super) const IPV6: u16 = 0x86dd;
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
-/// How many TAPs share a batch: each commit waits for the kernel some 15 ms, and a batch must fit a socket's buffer.
-const GUESTS_AT_ONCE: usize = 4;
+/// How many VMs' chains share a table: with each change the kernel reads all rules of its table.
+const GUESTS_OF_A_TABLE: u32 = 64;
+/// How many TAPs share a batch: each commit waits for the kernel some 15 ms, and a batch has a largest size.
+const GUESTS_AT_ONCE: usize = 64;
 /// How many TAPs that are gone share one: three short messages each.
 const GONE_AT_ONCE: usize = 64;
+
+/// An interface's chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    pub table: String,
+    /// Its name, which is the interface's.
+    pub name: String,
+}
+
+/// The chain of a guest's TAP: in the bridge's own table, or in one of those that follow it for thousands of VMs.
+pub fn chain_of(bridge: &str, guest: &Guest) -> Chain {
+    let table = match guest.mac.id().unwrap_or(0) / GUESTS_OF_A_TABLE {
+        0 => table_name(bridge),
+        number => format!("{}{FURTHER}{number}", table_name(bridge)),
+    };
+    Chain { table, name: guest.tap.clone() }
+}
+
+/// What is between the name of a bridge's table and the number of one that follows it; no bridge's name has it.
+const FURTHER: char = '/';
+
+/// Whether a table is one of a bridge's.
+pub(super) fn is_table_of(bridge: &str, table: &str) -> bool {
+    let rest = table.strip_prefix(&table_name(bridge));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(FURTHER))
+}
 
 /// Frames with its own MAC (IEEE 802.3) and no other's, and without a tag (IEEE 802.1Q).
 fn ethernet_rules(mac: Mac) -> Vec<Rule> {
@@ -75,29 +103,45 @@ pub(super) fn rules(guest: &Guest) -> Vec<Rule> {
     rules
 }
 
-/// Makes and deletes a TAP's chain, so that none is left.
-fn no_chain(table_name: &str, tap: &str) -> Vec<Message> {
-    let attributes = || Attributes::new().string(NFTA_CHAIN_TABLE, table_name).string(NFTA_CHAIN_NAME, tap);
+/// Makes and deletes an interface's chain, so that none is left.
+fn no_chain(Chain { table: name, name: device }: &Chain) -> Vec<Message> {
+    let attributes = || Attributes::new().string(NFTA_CHAIN_TABLE, name).string(NFTA_CHAIN_NAME, device);
     vec![
-        table(NETDEV, NEW_TABLE, flags::CREATE, table_name),
+        table(NETDEV, NEW_TABLE, flags::CREATE, name),
         Message::new(NEW_CHAIN, flags::CREATE, &header(NETDEV, 0), attributes()),
         Message::new(DELETE_CHAIN, 0, &header(NETDEV, 0), attributes()),
     ]
 }
 
 /// The messages that replace the chain of one TAP.
-fn messages(name: &str, guest: &Guest) -> Vec<Message> {
-    [no_chain(name, &guest.tap), new_chain(name, guest, 0)].concat()
+fn messages(bridge: &str, guest: &Guest) -> Vec<Message> {
+    let chain = chain_of(bridge, guest);
+    [no_chain(&chain), new_chain(&chain, rules(guest), 0)].concat()
 }
 
-/// The messages that make the chain of one TAP.
-fn new_chain(name: &str, guest: &Guest, exclusive: u16) -> Vec<Message> {
-    let hook = Hook { number: INGRESS, priority: PRIORITY_FILTER, device: Some(&guest.tap) };
-    let mut chain = chain(NETDEV, name, &guest.tap, "filter", hook);
+/// The messages that make the chain of one interface.
+fn new_chain(Chain { table: name, name: device }: &Chain, rules: Vec<Rule>, exclusive: u16) -> Vec<Message> {
+    let hook = Hook { number: INGRESS, priority: PRIORITY_FILTER, device: Some(device) };
+    let mut chain = chain(NETDEV, name, device, "filter", hook);
     chain.flags |= exclusive;
     let mut messages = vec![table(NETDEV, NEW_TABLE, flags::CREATE, name), chain];
-    messages.extend(rules(guest).into_iter().map(|body| rule(NETDEV, name, &guest.tap, body)));
+    messages.extend(rules.into_iter().map(|body| rule(NETDEV, name, device, body)));
     messages
+}
+
+/// What the host may receive on a further bridge: nothing, for it is at home on the first. Else a guest could reach it
+/// there past the rules, which know the first alone.
+pub(super) fn sealed() -> Vec<Rule> {
+    vec![Rule::new().drop()]
+}
+
+/// Closes a further bridge to the host itself, with no moment in between where it was closed before.
+///
+/// # Errors
+/// See [`guard`].
+pub fn seal(bridge: &str, joint: &Joint) -> Result<(), Error> {
+    let chain = Chain { table: table_name(bridge), name: joint.bridge.clone() };
+    commit([no_chain(&chain), new_chain(&chain, sealed(), 0)].concat())
 }
 
 /// Lets nothing into the host from these TAPs but what their guests may send, with no moment in between where a former
@@ -106,9 +150,8 @@ fn new_chain(name: &str, guest: &Guest, exclusive: u16) -> Vec<Message> {
 /// # Errors
 /// The kernel's; `OPNOTSUPP` where it lacks nf_tables for interfaces.
 pub fn guard(bridge: &str, guests: &[Guest]) -> Result<(), Error> {
-    let name = table_name(bridge);
     for some in guests.chunks(GUESTS_AT_ONCE) {
-        commit(some.iter().flat_map(|guest| messages(&name, guest)).collect())?;
+        commit_long(some.iter().flat_map(|guest| messages(bridge, guest)).collect())?;
     }
     Ok(())
 }
@@ -118,31 +161,36 @@ pub fn guard(bridge: &str, guests: &[Guest]) -> Result<(), Error> {
 /// # Errors
 /// See [`guard`].
 pub fn guard_new(bridge: &str, guest: &Guest) -> Result<(), Error> {
-    match commit(new_chain(&table_name(bridge), guest, flags::EXCLUSIVE)) {
+    match commit(new_chain(&chain_of(bridge, guest), rules(guest), flags::EXCLUSIVE)) {
         // Of a TAP of this name that is gone.
         Err(error) if error.errno == Errno::EXIST => guard(bridge, std::slice::from_ref(guest)),
         done => done,
     }
 }
 
-/// Removes the chains of TAPs that are gone; newer kernels keep them without their interfaces.
+/// How many batches [`unguard`] makes of these.
+pub fn batches_to_unguard(chains: &[Chain]) -> u32 {
+    chains.len().div_ceil(GONE_AT_ONCE) as u32
+}
+
+/// Removes the chains of interfaces that are gone; newer kernels keep them without those.
 ///
 /// # Errors
 /// The kernel's.
-pub fn unguard(bridge: &str, taps: &[String]) -> Result<(), Error> {
-    let name = table_name(bridge);
-    for some in taps.chunks(GONE_AT_ONCE) {
-        commit(some.iter().flat_map(|tap| no_chain(&name, tap)).collect())?;
+pub fn unguard(chains: &[Chain]) -> Result<(), Error> {
+    for some in chains.chunks(GONE_AT_ONCE) {
+        commit(some.iter().flat_map(no_chain).collect())?;
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::LONGEST_BATCH;
     use super::*;
 
     #[test]
-    fn a_batch_of_guards_fits_a_sockets_buffer() {
+    fn a_batch_of_guards_fits_its_socket() {
         let guest = Guest {
             tap: "pt-123456789abc".to_owned(),
             mac: Mac([0xff; 6]),
@@ -151,10 +199,31 @@ mod tests {
             isolated: true,
         };
         let mut bytes = Vec::new();
-        for message in messages("puter-exactly-15-chars", &guest) {
+        for message in messages("exactly-15-chars", &guest) {
             message.encode(flags::ACK, 1, &mut bytes);
         }
-        // The default of net.core.wmem_default is 212,992 bytes, about half of them for data.
-        assert!(bytes.len() * GUESTS_AT_ONCE < 106_496, "{} bytes each", bytes.len());
+        assert!(bytes.len() * GUESTS_AT_ONCE < LONGEST_BATCH, "{} bytes each", bytes.len());
+        // One alone goes through any socket: the default of net.core.wmem_default is 212,992 bytes, half for data.
+        assert!(bytes.len() < 106_496, "{} bytes", bytes.len());
+    }
+
+    #[test]
+    fn few_vms_share_a_table_and_no_bridges_do() {
+        let table = |bridge: &str, id: u32| {
+            let guest = Guest {
+                tap: "pt-x".to_owned(),
+                mac: Mac::of_id(id),
+                address: Ipv4Addr::LOCALHOST,
+                address6: None,
+                isolated: false,
+            };
+            chain_of(bridge, &guest).table
+        };
+        assert_eq!((table("puter0", 1), table("puter0", 63)), ("puter".to_owned(), "puter".to_owned()));
+        assert_eq!((table("puter0", 64), table("lab.1", 4000)), ("puter/1".to_owned(), "puter-lab.1/62".to_owned()));
+        for id in [1, 64, 65_524] {
+            assert!(is_table_of("lab", &table("lab", id)) && !is_table_of("lab", &table("lab.1", id)));
+            assert!(is_table_of("puter0", &table("puter0", id)) && !is_table_of("puter0", &table("lab", id)));
+        }
     }
 }

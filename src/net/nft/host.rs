@@ -2,17 +2,20 @@
 
 use super::rule::{IPPROTO_ICMP, Meta, NFPROTO_IPV4, Rule};
 use super::{
-    Attributes, Error, Guest, Hook, INET, ISOLATED, ISOLATED6, Message, PRIORITY_FILTER, chain, commit_with_keys,
-    fresh_table, rule, set, table_name,
+    Attributes, Error, Guest, Hook, INET, ISOLATED, ISOLATED6, Joint, Message, PRIORITY_FILTER, chain,
+    commit_with_keys, fresh_table, rule, set, table_name,
 };
 use crate::protocol::address::Subnet;
 use crate::protocol::ipv6::Network6;
 use crate::protocol::ports::{HostPort, Protocol};
 
+const PREROUTING: u32 = 0;
 const LOCAL_IN: u32 = 1;
 const FORWARD: u32 = 2;
 const POSTROUTING: u32 = 4;
 const PRIORITY_SOURCE_NAT: i32 = 100;
+/// Before connections are followed (NF_IP_PRI_RAW).
+const PRIORITY_RAW: i32 = -300;
 /// nft(8)'s number for the type `ipv4_addr`.
 const TYPE_ADDRESS: u32 = 7;
 /// Where an IPv4 header has its addresses (RFC 791).
@@ -32,6 +35,8 @@ const DISCOVERY: [u8; 3] = [133, 135, 136];
 pub struct Policy {
     /// The bridge's interface name.
     pub bridge: String,
+    /// Further bridges, which are one network with it.
+    pub joints: Vec<Joint>,
     pub subnet: Subnet,
     /// Their IPv6 network, where they have one.
     pub network6: Option<Network6>,
@@ -96,12 +101,24 @@ fn postrouting(policy: &Policy) -> Vec<Rule> {
         .collect()
 }
 
+/// Where br_netfilter shows a further bridge's own frames, connections are no matter of that bridge: they are followed on
+/// the first, which every packet between a guest and the host passes, and which gives them the host's address. Whoever
+/// follows a connection first has decided on its addresses.
+fn prerouting(policy: &Policy) -> Vec<Rule> {
+    policy
+        .joints
+        .iter()
+        .map(|joint| Rule::new().input(&joint.bridge).expression("notrack", Attributes::new()))
+        .collect()
+}
+
 /// The rules of each chain, in order.
 pub(super) fn rules(policy: &Policy) -> Vec<(&'static str, Rule)> {
     let of = |name: &'static str, rules: Vec<Rule>| rules.into_iter().map(move |rule| (name, rule));
     of("input", input(policy))
         .chain(of("forward", forward(policy)))
         .chain(of("postrouting", postrouting(policy)))
+        .chain(of("prerouting", prerouting(policy)))
         .collect()
 }
 
@@ -117,6 +134,9 @@ pub(super) fn messages(policy: &Policy) -> Vec<Message> {
         chain(INET, &name, "forward", "filter", hook(FORWARD, PRIORITY_FILTER)),
         chain(INET, &name, "postrouting", "nat", hook(POSTROUTING, PRIORITY_SOURCE_NAT)),
     ]);
+    if !policy.joints.is_empty() {
+        messages.push(chain(INET, &name, "prerouting", "filter", hook(PREROUTING, PRIORITY_RAW)));
+    }
     messages.extend(rules(policy).into_iter().map(|(chain, body)| rule(INET, &name, chain, body)));
     messages
 }

@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 
 use super::{Attributes, NFTA_LIST_ELEM};
-use crate::protocol::address::Subnet;
+use crate::protocol::address::{Mac, Subnet};
 use crate::protocol::ipv6::Network6;
 use crate::protocol::ports::{HostPort, Protocol};
 
@@ -102,6 +102,22 @@ impl Rule {
     /// An interface whose name the set holds.
     pub(super) fn interface_in(self, key: Meta, set: &str) -> Rule {
         self.expression("meta", Attributes::new().be32(1, REGISTER).be32(2, key as u32)).lookup(set)
+    }
+
+    /// An interface whose name the set does not hold (NFT_LOOKUP_F_INV).
+    pub(super) fn interface_not_in(self, key: Meta, set: &str) -> Rule {
+        let inverted = Attributes::new().string(1, set).be32(2, REGISTER).be32(5, 1);
+        self.expression("meta", Attributes::new().be32(1, REGISTER).be32(2, key as u32)).expression("lookup", inverted)
+    }
+
+    /// A frame from this MAC, or with `not` from any other.
+    pub(super) fn source_mac(self, not: bool, mac: Mac) -> Rule {
+        self.payload(0, 6, 6).compare(not, &mac.0)
+    }
+
+    /// A frame from a MAC that the set holds.
+    pub(super) fn source_mac_in(self, set: &str) -> Rule {
+        self.payload(0, 6, 6).lookup(set)
     }
 
     /// An IPv4 packet whose address at this offset of the header is in the set.

@@ -1,48 +1,164 @@
 //! Whether the kernel still has puter's rules as they were given to it: others may flush or change them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use rustix::io::Errno;
 
 use super::dump::{self, Ruled};
 use super::rule::Rule;
-use super::{BRIDGE, Error, Guest, INET, NETDEV, Policy, Socket, guard, host, isolation, table_name};
-use crate::net::message::{attributes, covers};
+use super::{
+    BRIDGE, Chain, Error, GET_GENERATION, Guest, INET, Joint, Message, NETDEV, Policy, Socket, guard, header, host,
+    isolation, table_name,
+};
+use crate::net::message::{Attributes, attributes, covers};
 
-/// Whether a chain's rules are these.
-fn same(expected: &[Rule], found: &[&Ruled]) -> bool {
-    let count = |list: &[u8]| attributes(list, 0).count();
-    expected.len() == found.len()
-        && expected.iter().zip(found).all(|(rule, found)| {
-            let sent = rule.0.as_bytes();
-            count(sent) == count(&found.expressions) && covers(sent, &found.expressions)
-        })
+/// The number of a generation (NFTA_GEN_ID).
+const NFTA_GEN_ID: u16 = 1;
+/// Size of `struct nfgenmsg`.
+const HEADER: usize = 4;
+
+/// How many changes to nftables this network namespace has seen: as long as the number stays, so do the rules.
+///
+/// # Errors
+/// The kernel's.
+pub fn generation() -> Result<u32, Error> {
+    let (_, body) = Socket::netfilter()?.get(&Message::new(GET_GENERATION, 0, &header(0, 0), Attributes::new()))?;
+    let number = dump::find(&body, HEADER, NFTA_GEN_ID).and_then(dump::be32);
+    number.ok_or(Error { errno: Errno::BADMSG, detail: None })
 }
 
-/// Whether a table is there, awake, and has exactly these rules in these chains.
+/// Compares a table's chains with what they must be, rule by rule as the kernel lists them: all of thousands of TAPs
+/// would be a hundred megabytes.
+struct Reader<'a, F> {
+    /// What a chain must hold; `None` where it is none of puter's.
+    expect: &'a F,
+    now: Option<Reading>,
+    found: Found,
+}
+
+/// What a table holds.
+#[derive(Default)]
+struct Found {
+    /// Chains that hold what they must.
+    whole: HashSet<String>,
+    /// Those that must not be there.
+    strays: Vec<String>,
+}
+
+struct Reading {
+    chain: String,
+    rules: std::vec::IntoIter<Rule>,
+    same: bool,
+}
+
+impl<'a, F: Fn(&str) -> Option<Vec<Rule>>> Reader<'a, F> {
+    fn new(expect: &'a F) -> Reader<'a, F> {
+        Reader { expect, now: None, found: Found::default() }
+    }
+
+    fn read(&mut self, rule: &Ruled) {
+        if self.now.as_ref().is_none_or(|now| now.chain != rule.chain) {
+            self.end();
+            let rules = (self.expect)(&rule.chain);
+            if rules.is_none() {
+                self.found.strays.push(rule.chain.clone());
+            }
+            let rules = rules.unwrap_or_default().into_iter();
+            self.now = Some(Reading { chain: rule.chain.clone(), rules, same: true });
+        }
+        let Some(now) = &mut self.now else { return };
+        now.same &= now.rules.next().is_some_and(|expected| same(&expected, rule));
+    }
+
+    /// A chain's rules stand together in the list.
+    fn end(&mut self) {
+        if let Some(mut now) = self.now.take()
+            && now.same
+            && now.rules.next().is_none()
+        {
+            self.found.whole.insert(now.chain);
+        }
+    }
+}
+
+/// Whether the kernel's rule is this one.
+fn same(expected: &Rule, found: &Ruled) -> bool {
+    let count = |list: &[u8]| attributes(list, 0).count();
+    let sent = expected.0.as_bytes();
+    count(sent) == count(&found.expressions) && covers(sent, &found.expressions)
+}
+
+/// Compares the chains of a table, which is awake.
+fn compare(
+    socket: &mut Socket,
+    family: u8,
+    name: &str,
+    expect: impl Fn(&str) -> Option<Vec<Rule>>,
+) -> Result<Found, Error> {
+    let mut reader = dump::each_rule(socket, family, name, || Reader::new(&expect), |reader, rule| reader.read(&rule))?;
+    reader.end();
+    Ok(reader.found)
+}
+
+/// Whether a table has exactly these rules in these chains.
 fn table_is_whole(
     socket: &mut Socket,
     family: u8,
     name: &str,
-    expected: &HashMap<&str, Vec<Rule>>,
+    rules: fn(&Policy) -> Vec<(&'static str, Rule)>,
+    policy: &Policy,
 ) -> Result<bool, Error> {
+    let of = |wanted: &str| {
+        let rules: Vec<Rule> =
+            rules(policy).into_iter().filter(|(chain, _)| *chain == wanted).map(|(_, rule)| rule).collect();
+        Some(rules).filter(|rules| !rules.is_empty())
+    };
     if !dump::is_awake(socket, family, name)? {
         return Ok(false);
     }
-    let rules = dump::rules(socket, family, name)?;
-    let mut found: HashMap<&str, Vec<&Ruled>> = HashMap::new();
-    for rule in &rules {
-        found.entry(&rule.chain).or_default().push(rule);
-    }
-    Ok(expected.iter().all(|(chain, rules)| found.get(chain).is_some_and(|found| same(rules, found))))
+    let whole = compare(socket, family, name, of)?.whole;
+    Ok(rules(policy).iter().all(|(chain, _)| whole.contains(*chain)))
 }
 
-fn by_chain(rules: Vec<(&'static str, Rule)>) -> HashMap<&'static str, Vec<Rule>> {
-    let mut chains: HashMap<&str, Vec<Rule>> = HashMap::new();
-    for (chain, rule) in rules {
-        chains.entry(chain).or_default().push(rule);
+/// The interfaces whose chains are as they must be, and chains that must not be there.
+fn guarded(socket: &mut Socket, policy: &Policy, guests: &[Guest]) -> Result<(HashSet<String>, Vec<Chain>), Error> {
+    let by_tap: HashMap<&str, &Guest> = guests.iter().map(|guest| (guest.tap.as_str(), guest)).collect();
+    let own = table_name(&policy.bridge);
+    let (mut whole, mut strays) = (HashSet::new(), Vec::new());
+    for table in dump::awake(socket, NETDEV)?.into_iter().filter(|table| guard::is_table_of(&policy.bridge, table)) {
+        let joint = |chain: &str| table == own && policy.joints.iter().any(|joint| joint.bridge == chain);
+        let found = compare(socket, NETDEV, &table, |chain| match by_tap.get(chain) {
+            Some(guest) => (guard::chain_of(&policy.bridge, guest).table == table).then(|| guard::rules(guest)),
+            None => joint(chain).then(guard::sealed),
+        })?;
+        whole.extend(found.whole);
+        strays.extend(found.strays.into_iter().map(|name| Chain { table: table.clone(), name }));
     }
-    chains
+    Ok((whole, strays))
+}
+
+/// What the tables of the family netdev lack, and what they have too much.
+#[derive(Debug)]
+pub struct Gaps {
+    /// Whose TAPs' chains are not as they must be.
+    pub guests: Vec<Guest>,
+    /// Whose further bridges' chains are not.
+    pub joints: Vec<Joint>,
+    /// Chains of interfaces that are not there, or in another's table.
+    pub strays: Vec<Chain>,
+}
+
+/// Looks which chains of TAPs and further bridges are not as they must be.
+///
+/// # Errors
+/// The kernel's.
+pub fn unguarded(policy: &Policy, guests: &[Guest]) -> Result<Gaps, Error> {
+    let (whole, strays) = guarded(&mut Socket::netfilter()?, policy, guests)?;
+    Ok(Gaps {
+        guests: guests.iter().filter(|guest| !whole.contains(&guest.tap)).cloned().collect(),
+        joints: policy.joints.iter().filter(|joint| !whole.contains(&joint.bridge)).cloned().collect(),
+        strays,
+    })
 }
 
 /// Whether all that was installed for the bridge and these guests is in force.
@@ -52,20 +168,27 @@ fn by_chain(rules: Vec<(&'static str, Rule)>) -> HashMap<&'static str, Vec<Rule>
 pub fn is_whole(policy: &Policy, guests: &[Guest]) -> Result<bool, Error> {
     let mut socket = Socket::netfilter()?;
     let name = table_name(&policy.bridge);
-    let mut tables = vec![(INET, by_chain(host::rules(policy)))];
-    if !guests.is_empty() {
-        let chains = guests.iter().map(|guest| (guest.tap.as_str(), guard::rules(guest)));
-        tables.push((NETDEV, chains.collect()));
+    if !table_is_whole(&mut socket, INET, &name, host::rules, policy)? {
+        return Ok(false);
     }
-    if guests.iter().any(|guest| guest.isolated) {
-        tables.push((BRIDGE, by_chain(isolation::rules())));
-    }
-    for (family, chains) in &tables {
-        if !table_is_whole(&mut socket, *family, &name, chains)? {
+    if !guests.is_empty() || !policy.joints.is_empty() {
+        let (whole, strays) = guarded(&mut socket, policy, guests)?;
+        // One of a TAP that is gone does no harm, another than its own would stop what is a TAP's own.
+        let strays: HashSet<&str> = strays.iter().map(|chain| chain.name.as_str()).collect();
+        let taps = guests.iter().all(|guest| whole.contains(&guest.tap) && !strays.contains(guest.tap.as_str()));
+        if !taps || !policy.joints.iter().all(|joint| whole.contains(&joint.bridge)) {
             return Ok(false);
         }
     }
-    for (family, set, mut expected) in isolation::expected(guests) {
+    let isolated = guests.iter().any(|guest| guest.isolated);
+    if isolated && !table_is_whole(&mut socket, BRIDGE, &name, |_| isolation::rules(), policy)? {
+        return Ok(false);
+    }
+    for (family, set, mut expected) in isolation::expected(policy, guests) {
+        // Where nobody is isolated the kernel need not know such tables.
+        if family == BRIDGE && !isolated && !dump::is_awake(&mut socket, family, &name).unwrap_or(false) {
+            continue;
+        }
         expected.sort_unstable();
         match dump::keys(&mut socket, family, &name, set) {
             Ok(found) if found == expected => {}

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use super::{Check, advice, missing, ok, quoted};
 use crate::protocol::daemon::{Firewall, Status};
+use crate::protocol::ipv6::Ipv6;
+use crate::protocol::neighbours::{self, Limits};
 use crate::protocol::ports::show_list;
 use crate::vm::settings::Settings;
 
@@ -37,6 +39,13 @@ pub fn checks(status: Option<&Status>, settings: &Settings) -> Vec<Check> {
     let signs = Signs::here();
     let Some(status) = status else { return without_puterd(signs) };
     let mut checks = by_status(status, signs);
+    checks.extend(["ipv4", "ipv6"].iter().filter_map(|family| {
+        let vms = if *family == "ipv6" && status.ipv6.is_none() { 0 } else { status.taps };
+        neighbours(family, neighbours::limits(family)?, vms)
+    }));
+    let routes = std::fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
+    let disabled = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    checks.extend(ipv6(status, settings.ipv6, &routes, disabled.is_ok_and(|text| text.trim() == "1")));
     if status.host_ports != settings.host_ports {
         let (open, wanted) = (show_list(&status.host_ports), show_list(&settings.host_ports));
         let found =
@@ -70,6 +79,50 @@ fn by_status(status: &Status, signs: Signs) -> Vec<Check> {
         false => advice("network", problem, mend),
     }));
     checks
+}
+
+/// Whether the kernel may know as many neighbours as there are VMs. puterd sees to it where the system lets it.
+fn neighbours(family: &str, now: Limits, vms: usize) -> Option<Check> {
+    let needed = neighbours::needed(now, neighbours::of_vms(family, vms))?;
+    let found = format!(
+        "the kernel knows at most {} {family} neighbours and there are {vms} VMs: it drops packets between them and the \
+         host or the outside",
+        now[2]
+    );
+    let set = |at: usize| format!("net.{family}.neigh.default.gc_thresh{}={}", at + 1, needed[at]);
+    Some(advice("neighbours", found, format!("sudo sysctl -w {} {} {}", set(2), set(1), set(0))).by_command())
+}
+
+/// Whether a line of the kernel's list of IPv6 routes is one to anywhere, by an interface that leads away.
+fn leads_out(line: &str) -> bool {
+    // The flag of a route that is there to refuse (RTF_REJECT, linux/route.h).
+    const REJECT: u32 = 0x0200;
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [to, "00", _, _, _, _, _, _, flags, interface] = fields[..] else { return false };
+    let passes = u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & REJECT == 0);
+    to.bytes().all(|digit| digit == b'0') && passes && interface != "lo"
+}
+
+/// Why VMs have no IPv6 where the host reaches the outside by it.
+fn ipv6(status: &Status, setting: Ipv6, routes: &str, disabled: bool) -> Option<Check> {
+    const AGAIN: &str = "puter daemon stop && puter daemon start";
+    if !routes.lines().any(leads_out) || status.ipv6_outside {
+        return None;
+    }
+    if setting == Ipv6::Off && status.ipv6.is_none() {
+        return Some(ok("ipv6", "the host has it, VMs have none: the setting ipv6 is off"));
+    }
+    let (why, mend) = match status.ipv6 {
+        None if disabled => (
+            "VMs have none: it is turned off for all interfaces but some (net.ipv6.conf.all.disable_ipv6)",
+            format!("sudo sysctl -w net.ipv6.conf.all.disable_ipv6=0 && {AGAIN}"),
+        ),
+        None => {
+            ("VMs have none: there was none, or the setting ipv6 was off, when puterd was started", AGAIN.to_owned())
+        }
+        Some(_) => ("VMs do not reach the outside by it: puterd sees no such route", AGAIN.to_owned()),
+    };
+    Some(advice("ipv6", format!("the host has a default route by IPv6, and {why}"), mend).by_command())
 }
 
 /// One chain of somebody else, and what lets VMs pass it.
@@ -145,6 +198,7 @@ mod tests {
             bridge: "puter0".to_owned(),
             ipv6: None,
             ipv6_outside: false,
+            further: Vec::new(),
             subnet: Subnet::default(),
             taps: 0,
             uptime: 0,
@@ -170,6 +224,41 @@ mod tests {
         assert_eq!(mends[3], FIREWALLD);
         assert!(checks.iter().all(|check| check.state == State::Advice && check.is_command), "{checks:?}");
         assert!(checks[0].found.starts_with("nftables' inet own forward drops"), "{checks:?}");
+    }
+
+    #[test]
+    fn why_vms_have_no_ipv6_is_told_where_the_host_has_it() {
+        let zero = "0".repeat(32);
+        let route = |length: &str, flags: &str, by: &str| {
+            format!("{zero} {length} {zero} 00 {} 00000400 00000001 00000000 {flags}     {by}\n", "f".repeat(32))
+        };
+        let out = route("00", "00000003", "eth0");
+        // As every kernel has: one that refuses all, one of a network, one of the machine itself.
+        let none = [route("00", "00200200", "lo"), route("40", "00000001", "eth0"), route("00", "00200200", "eth0")];
+        let none = none.concat();
+        let without = status(Vec::new(), &[]);
+        let told = |status: &Status, setting, routes: &str, disabled| {
+            ipv6(status, setting, routes, disabled).map(|check| (check.state, check.found, check.mend))
+        };
+        assert_eq!(told(&without, Ipv6::Auto, &none, false), None);
+        assert_eq!(told(&without, Ipv6::Off, &out, false).unwrap().0, State::Ok);
+        let (state, found, mend) = told(&without, Ipv6::Auto, &(none + &out), true).unwrap();
+        assert!(state == State::Advice && found.contains("disable_ipv6"), "{found}");
+        assert!(mend.unwrap().starts_with("sudo sysctl -w net.ipv6.conf.all.disable_ipv6=0 && puter daemon stop"));
+        assert!(told(&without, Ipv6::Auto, &out, false).unwrap().1.contains("when puterd was started"));
+        let with = Status { ipv6: Some("fd00::/64".parse().unwrap()), ..without };
+        assert!(told(&with, Ipv6::Auto, &out, false).unwrap().1.contains("puterd sees no such route"));
+        assert_eq!(told(&Status { ipv6_outside: true, ..with }, Ipv6::Auto, &out, false), None);
+    }
+
+    #[test]
+    fn too_few_neighbours_come_with_the_command_that_allows_more() {
+        assert!(neighbours("ipv4", [128, 512, 1024], 500).is_none());
+        let check = neighbours("ipv6", [128, 512, 1024], 600).unwrap();
+        assert!(check.found.contains("at most 1024 ipv6 neighbours and there are 600 VMs"), "{check:?}");
+        let command = "sudo sysctl -w net.ipv6.neigh.default.gc_thresh3=8192 net.ipv6.neigh.default.gc_thresh2=4096 \
+                       net.ipv6.neigh.default.gc_thresh1=2048";
+        assert_eq!((check.mend.as_deref(), check.is_command), (Some(command), true));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! puterd's network against its peers, in namespaces: DHCP and DNS against dnsmasq and kea-dhcp4, TAPs against the commands
-//! that do the same, and memory.
+//! that do the same, memory, and how it does with thousands of VMs.
 //!
 //! `cargo xtask bench net` runs it, as root.
 
@@ -28,6 +28,9 @@ const MACHINES: u32 = 250;
 const EXCHANGES: usize = 2000;
 const QUESTIONS: usize = 20_000;
 const TAPS: usize = 10;
+/// VMs of one puterd at scale, and how many TAPs are measured at the beginning and at the end.
+const MANY: u32 = 4000;
+const SAMPLE: u32 = 25;
 const SUBNET: &str = "10.0.0.1/16";
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 
@@ -53,11 +56,8 @@ impl Server {
         Server { name, lab, pid, tap, guest, _process: process, dhcp: Vec::new(), dns: Vec::new() }
     }
 
-    /// Resident memory in MiB (proc(5)).
     fn memory(&self) -> f64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+        resident(self.pid)
     }
 
     fn rate(&self) -> f64 {
@@ -173,7 +173,69 @@ fn taps(lab: &Lab) -> (f64, f64) {
     (each(ours), each(began.elapsed()))
 }
 
+/// How puterd does with thousands of VMs.
+struct Scale {
+    /// Milliseconds for a TAP, as the median of some: the first ones, and those after all others.
+    first: f64,
+    last: f64,
+    /// Seconds and processor seconds of a start that adopts all; then resident MiB.
+    start: f64,
+    worked: f64,
+    memory: f64,
+    /// Seconds from a start to a whole network's end.
+    teardown: f64,
+    bridges: usize,
+}
+
+fn scale() -> Scale {
+    let lab = Lab::new();
+    let args = ["--subnet", SUBNET, "--teardown"];
+    let daemon = lab.start(&args);
+    let make = |ids: std::ops::RangeInclusive<u32>| {
+        let one = |id: u32| {
+            let began = Instant::now();
+            let (status, body) = lab.request("POST", "/v1/taps", &format!(r#"{{"vm":"vm-{id}","id":{id}}}"#));
+            assert_eq!(status, 200, "{body}");
+            began.elapsed().as_secs_f64() * 1e3
+        };
+        median(ids.map(one).collect::<Vec<f64>>())
+    };
+    let first = make(1..=SAMPLE);
+    make(SAMPLE + 1..=MANY);
+    let last = make(MANY + 1..=MANY + SAMPLE);
+    drop(daemon);
+    let began = Instant::now();
+    let daemon = lab.start(&args);
+    let start = began.elapsed().as_secs_f64();
+    let stat = fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
+    // utime and stime in ticks of 10 ms (proc(5)).
+    let ticks: f64 =
+        stat.rsplit(')').next().unwrap().split(' ').skip(12).take(2).map(|t| t.parse::<f64>().unwrap()).sum();
+    let bridges = lab.host("ip -o link show type bridge").lines().count();
+    // With the first look after all of it.
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    let memory = resident(daemon.pid());
+    let began = Instant::now();
+    assert!(daemon.stop(rustix::process::Signal::TERM).success());
+    Scale { first, last, start, worked: ticks / 100.0, memory, teardown: began.elapsed().as_secs_f64(), bridges }
+}
+
+/// A process's resident memory in MiB (proc(5)).
+fn resident(pid: u32) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+}
+
 fn main() {
+    let scale = scale();
+    println!(
+        "{MANY} VMs on {} bridges: started with all of them in {:.1} s ({:.2} s of a processor), {:.1} MiB, removed in \
+         {:.1} s",
+        scale.bridges, scale.start, scale.worked, scale.memory, scale.teardown
+    );
+    let grown = scale.last / scale.first;
+    println!("a TAP: {:.1} ms at first, {:.1} ms after {MANY} ({grown:.2} times)\n", scale.first, scale.last);
     let mut servers = [puterd(), dnsmasq(), kea()];
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {

@@ -19,6 +19,8 @@ use crate::net::events::Events;
 const SETTLE: Duration = Duration::from_millis(20);
 /// Looking takes at most about one part in this many of a processor's time.
 const LOOK_SHARE: u32 = 10;
+/// How long the next look waits at most because this one had to wait.
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
 /// How often in a row something is mended without a pause.
 const AT_ONCE: u32 = 3;
 /// The first pause, which doubles.
@@ -117,9 +119,11 @@ fn listen(what: &'static str, events: Events, sender: SyncSender<()>) -> Result<
 fn attend(kept: &dyn Kept, changes: &Receiver<()>) {
     let mut efforts = Efforts::default();
     loop {
-        let began = worked();
+        let (began, before) = (Instant::now(), worked());
         let next = look(kept, &mut efforts);
-        thread::sleep((worked().saturating_sub(began) * LOOK_SHARE).max(SETTLE));
+        // While it waits for the kernel, requests may wait for it.
+        let waits = (began.elapsed() * LOOK_SHARE).min(LONGEST_WAIT);
+        thread::sleep((worked().saturating_sub(before) * LOOK_SHARE).max(waits).max(SETTLE));
         // What came meanwhile is looked at now: it was not heard, so it is still in the channel.
         let wake = [next, efforts.peace()].into_iter().flatten().min();
         let heard = match wake {

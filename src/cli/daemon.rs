@@ -180,10 +180,11 @@ fn status(json: bool) -> Result<()> {
             let six = status.ipv6.map_or("-".to_string(), |network| {
                 format!("{network}, {}", if status.ipv6_outside { "also to the outside" } else { "not to the outside" })
             });
+            let further: String = status.further.iter().map(|bridge| format!(", {}", bridge.name)).collect();
             let rows = [
                 ["puterd:", &format!("version {}, process {}", status.version, status.pid)],
                 ["up:", &output::show_seconds(status.uptime)],
-                ["bridge:", &format!("{} at {}", status.bridge, status.subnet)],
+                ["bridge:", &format!("{} at {}{further}", status.bridge, status.subnet)],
                 ["ipv6:", &six],
                 ["taps:", &status.taps.to_string()],
                 ["host ports:", if open.is_empty() { "-" } else { &open }],

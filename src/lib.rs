@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod dhcp;
 pub mod disk;
 pub mod dns;
+pub mod ending;
 pub mod failpoint;
 pub mod hint;
 pub mod hypervisor;

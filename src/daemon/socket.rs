@@ -13,10 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, Mode};
 
+use crate::ending::{self, is_ending};
 use crate::protocol::unix_http::MAX_SOCKET_PATH;
 
-/// How long a puterd that was shot may take to end.
-const ENDING: Duration = Duration::from_secs(10);
 /// systemd's first file descriptor (sd_listen_fds(3)).
 const FIRST_FD: i32 = 3;
 
@@ -60,7 +59,7 @@ pub fn lock(run: &Path) -> Result<File> {
     let mut text = String::new();
     let _ = (&mut file).take(20).read_to_string(&mut text);
     let former = text.trim().parse::<u32>().ok();
-    let end = Instant::now() + ENDING;
+    let end = Instant::now() + ending::LIMIT;
     loop {
         // Asked first: who is gone by then has let the lock go.
         let ending = former.is_some_and(is_ending) && Instant::now() < end;
@@ -80,17 +79,6 @@ pub fn lock(run: &Path) -> Result<File> {
     let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
     written.with_context(|| format!("cannot write {}", path.display()))?;
     Ok(file)
-}
-
-/// Whether a process was shot and has not let go of its files yet: a thread that waits for the kernel, for a change of
-/// nf_tables say, ends only after that (proc(5): no command line is left, and there is more than a zombie).
-fn is_ending(pid: u32) -> bool {
-    let proc = Path::new("/proc").join(pid.to_string());
-    let without_memory = fs::read(proc.join("cmdline")).is_ok_and(|line| line.is_empty());
-    let threads = fs::read_dir(proc.join("task")).map_or(0, Iterator::count);
-    let stat = fs::read_to_string(proc.join("stat")).unwrap_or_default();
-    let zombie = stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']));
-    without_memory && (threads > 1 || threads == 1 && !zombie)
 }
 
 /// A listening socket, and the file to remove at the end where puterd made it.
@@ -202,24 +190,6 @@ mod tests {
         drop(held);
         lock(&run).unwrap();
         assert!(make_run(home.path(), uid + 1).is_err());
-    }
-
-    #[test]
-    fn who_lives_and_who_has_ended_is_not_ending() {
-        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
-        let pid = child.id();
-        let line = || fs::read(format!("/proc/{pid}/cmdline")).unwrap();
-        while !line().starts_with(b"cat") {
-            std::thread::yield_now();
-        }
-        assert!(!is_ending(pid));
-        drop(child.stdin.take());
-        while fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().split(' ').nth(2) != Some("Z") {
-            std::thread::yield_now();
-        }
-        assert!(line().is_empty() && !is_ending(pid));
-        child.wait().unwrap();
-        assert!(!is_ending(pid));
     }
 
     #[test]

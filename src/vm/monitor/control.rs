@@ -12,6 +12,7 @@ use smol::{Async, Timer};
 
 use super::MAX_LINE;
 use super::forward::{Forwards, Published};
+use crate::ending;
 use crate::vm::home::Home;
 use crate::vm::port::Forward;
 use crate::vm::{Hint, Hinted};
@@ -75,7 +76,7 @@ pub enum NoReply {
 /// # Errors
 /// When there is none, it does not answer in time, or it cannot do so.
 pub fn ask(home: &Home, vm: &str, request: &Request) -> Result<Vec<Published>, NoReply> {
-    let Ok(stream) = UnixStream::connect(home.monitor(vm)) else { return Err(NoReply::Gone) };
+    let Ok(stream) = ending::connect(&home.monitor(vm)) else { return Err(NoReply::Gone) };
     let exchange = || -> Result<Reply> {
         stream.set_read_timeout(Some(ANSWER_LIMIT))?;
         stream.set_write_timeout(Some(CLIENT_LIMIT))?;

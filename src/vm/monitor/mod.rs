@@ -31,6 +31,7 @@ use super::files::{self, Lock};
 use super::home::Home;
 use super::port::Forward;
 use super::state::{ProcessId, Vm};
+use crate::ending;
 use crate::hypervisor::Launch;
 use crate::hypervisor::virtiofs::Server;
 
@@ -137,7 +138,7 @@ fn hold(home: &Home, vm: &str, limit: Duration) -> Result<Lock> {
 /// When there is no console to be had.
 pub fn attach(home: &Home, vm: &Vm) -> Result<UnixStream> {
     let path = home.console(&vm.name);
-    let connect = || UnixStream::connect(&path).with_context(|| format!("cannot reach the console {}", path.display()));
+    let connect = || ending::connect(&path).with_context(|| format!("cannot reach the console {}", path.display()));
     match (connect(), vm.process) {
         (Ok(stream), _) => Ok(stream),
         (Err(_), Some(_)) => {

@@ -19,6 +19,7 @@ use super::console::Console;
 use super::control::{self, Failure};
 use super::forward::{self, Forwards, Limits, Opened};
 use super::{Answer, FORMER_LIMIT, MAX_LINE, Order, Started, end, shares};
+use crate::ending;
 use crate::hypervisor::{events, process};
 use crate::vm::files::{self, Lock};
 use crate::vm::home::Home;
@@ -107,7 +108,7 @@ fn begin(home: &Home, vm: &str, order: Order) -> Result<Begun> {
     // That of a VM that was just stopped may still be about to let its ports go.
     let patience = if matches!(order, Order::Launch { .. }) { FORMER_LIMIT } else { ADOPT_LIMIT };
     let lock = super::hold(home, vm, patience)?;
-    ensure!(UnixStream::connect(home.console(vm)).is_err(), "another monitor serves {}", home.console(vm).display());
+    ensure!(ending::connect(&home.console(vm)).is_err(), "another monitor serves {}", home.console(vm).display());
     let listener = listen(&home.console(vm))?;
     let control = listen(&home.monitor(vm))?;
     match order {

@@ -14,7 +14,7 @@ use crate::shell::{as_root, run};
 pub const TAGS: [&str; 2] = ["first", "second"];
 
 /// What the layer of tools holds beyond the guest.
-const TOOLS: &[&str] = &["build-essential", "git", "openjdk-17-jre-headless", "python3-pip", "vim"];
+const TOOLS: &[&str] = &["build-essential", "git", "golang-go", "python3-pip", "vim"];
 /// Files of the application and bytes of each.
 const FILES: usize = 2000;
 const BYTES: usize = 20 << 10;

@@ -275,7 +275,10 @@ fn a_vm_is_isolated_when_it_is_made_or_while_it_runs() {
         let ping = ["exec", from, "--", "/bin/busybox", "ping", "-c", "1", "-W", "2", address];
         host.world.puter(&ping).unwrap().status.success()
     };
-    let (web, db) = ("10.0.0.11", "10.0.0.12");
+    // Which of them was first is chance.
+    let ip = |vm: &str| info(&host, vm)["ip"].as_str().unwrap().to_string();
+    let (web, db) = (ip("web"), ip("db"));
+    let (web, db) = (web.as_str(), db.as_str());
     assert!(reaches("web", db) && reaches("db", web));
     assert!(host.ok(&["set", "web", "--isolate", "yes"]).ends_with(", isolated"));
     assert_eq!(info(&host, "web")["isolate"], true);

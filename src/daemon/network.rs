@@ -24,7 +24,7 @@ use crate::net::link::{self, Link};
 use crate::net::nft::{self, Guest, Policy};
 use crate::net::{Socket, route, sysctl, tap};
 use crate::protocol::address::{Mac, Subnet, tap_name};
-use crate::protocol::daemon::{Lease, Status, Tap, TapRequest};
+use crate::protocol::daemon::{Lease, Membership, Status, Tap, TapRequest};
 use crate::protocol::ipv6::Network6;
 
 /// The host's name servers.
@@ -35,6 +35,8 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 struct Known {
     vms: BTreeMap<u32, Alias>,
     ids: HashMap<String, u32>,
+    /// The VM of each place in a cluster.
+    members: BTreeMap<Membership, String>,
 }
 
 impl Known {
@@ -45,17 +47,23 @@ impl Known {
     }
 
     fn add(&mut self, alias: Alias) {
-        if let Some(former) = self.ids.insert(alias.vm.clone(), alias.id) {
-            self.vms.remove(&former);
+        self.remove(&alias.vm);
+        if let Some(former) = self.vms.get(&alias.id).map(|former| former.vm.clone()) {
+            self.remove(&former);
         }
-        if let Some(former) = self.vms.insert(alias.id, alias) {
-            self.ids.remove(&former.vm);
+        if let Some(member) = alias.member.clone() {
+            self.members.insert(member, alias.vm.clone());
         }
+        self.ids.insert(alias.vm.clone(), alias.id);
+        self.vms.insert(alias.id, alias);
     }
 
     fn remove(&mut self, vm: &str) {
-        if let Some(id) = self.ids.remove(vm) {
-            self.vms.remove(&id);
+        let alias = self.ids.remove(vm).and_then(|id| self.vms.remove(&id));
+        if let Some(member) =
+            alias.and_then(|alias| alias.member).filter(|it| self.members.get(it).is_some_and(|of| of == vm))
+        {
+            self.members.remove(&member);
         }
     }
 }
@@ -441,6 +449,24 @@ impl Names for Network {
         };
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         known.vms.get(&id).map(|alias| alias.vm.clone())
+    }
+
+    fn cluster(&self, address: IpAddr) -> Option<String> {
+        let IpAddr::V4(address) = address else { return None };
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let alias = known.vms.get(&self.settings.subnet.id(address)?)?;
+        Some(alias.member.as_ref()?.cluster.clone())
+    }
+
+    fn member(&self, cluster: &str, member: &str) -> Option<String> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.members.get(&Membership { cluster: cluster.to_owned(), member: member.to_owned() }).cloned()
+    }
+
+    fn has_cluster(&self, cluster: &str) -> bool {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let first = Membership { cluster: cluster.to_owned(), member: String::new() };
+        known.members.range(first..).next().is_some_and(|(place, _)| place.cluster == cluster)
     }
 
     fn subnet(&self) -> Subnet {

@@ -239,7 +239,10 @@ fn check_same(vm: &Vm, options: &StartOptions) -> Result<()> {
 }
 
 /// Checks what no hypervisor could run, before anything is made or changed.
-pub(super) fn check_resources(options: &StartOptions) -> Result<()> {
+///
+/// # Errors
+/// What cannot be, with the way out.
+pub fn check_resources(options: &StartOptions) -> Result<()> {
     if let Some(cpus) = options.cpus.filter(|cpus| !(1..=254).contains(cpus)) {
         return Err(anyhow!("a VM cannot have {cpus} processors")).hint("give --cpus from 1 to 254");
     }

@@ -12,12 +12,9 @@ use simple_dns::rdata::{A, AAAA, OPT, PTR, RData, SOA};
 use simple_dns::{CLASS, Name, OPCODE, Packet, PacketFlag, QCLASS, QTYPE, Question, RCODE, ResourceRecord, TYPE};
 
 use crate::protocol::address::Subnet;
+pub use crate::protocol::address::{DOMAIN, HOST};
 use crate::protocol::ipv6::Network6;
 
-/// The domain of the VMs.
-pub const DOMAIN: &str = "puter";
-/// What guests call the machine that they run on, unless a VM is called so.
-pub const HOST: &str = "host";
 /// Seconds for which an answer of ours may be kept: names come and go with their VMs.
 const TTL: u32 = 5;
 /// Bytes of a message's header (RFC 1035, section 4.1.1).

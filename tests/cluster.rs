@@ -132,6 +132,8 @@ fn a_cluster_is_made_used_scaled_and_deleted_as_one() {
         "its roles are node",
     );
 
+    host.fails(&["cluster", "ssh", "red"], "'red' is 2 members: node1, node2", "puter cluster ssh red:node1");
+
     // What programs need to know of it, and when it is ready.
     assert!(
         host.ok(&["cluster", "inventory", "red"])
@@ -162,12 +164,14 @@ fn a_cluster_is_made_used_scaled_and_deleted_as_one() {
     host.fails(&["cluster", "scale", "red", "db=1"], "has no role 'db'", "its roles are node");
 
     // Down and up again.
-    host.ok(&["cluster", "stop", "red"]);
+    let stopped = host.json(&["cluster", "stop", "red", "--json"]);
+    assert_eq!((&stopped[0]["member"], &stopped[0]["error"]), (&"node1".into(), &Value::Null));
     assert_eq!(status(&host, "red"), pairs(&[("node1", "stopped")]));
     assert_eq!(status(&host, "blue"), pairs(&[("node1", "running")]), "the other goes on");
     let (_, err) = fails(&host, &["cluster", "exec", "red", "--", "true"]);
     assert!(err.contains("'red-node1' is stopped"), "{err}");
-    host.ok(&["cluster", "start", "red"]);
+    let started = host.json(&["cluster", "start", "red:node1", "--json"]);
+    assert_eq!((&started[0]["vm"], &started[0]["ip"]), (&"red-node1".into(), &address("red-node1").into()));
     assert_eq!(
         host.ok(&["cluster", "exec", "red", "--", "/bin/busybox", "cat", "/first"]),
         "node1 | node1",

@@ -237,6 +237,10 @@ fn positional(name: &str, command: &CommandInfoWithArgs, given: &[&str], known: 
             for cluster in known.clusters() {
                 let members = cluster.members();
                 all.push((cluster.name.clone(), format!("{} members", members.len())));
+                if ["restore", "clone"].contains(&name) {
+                    let cuts = cluster.snapshots.iter().map(|cut| format!("{}@{}", cluster.name, cut.name));
+                    all.extend(cuts.map(|word| (word, "snapshot".to_string())));
+                }
                 if wanted.name == "part" {
                     let roles = cluster
                         .roles
@@ -300,7 +304,9 @@ mod tests {
         fn clusters(&self) -> Vec<Cluster> {
             let role = |name: &str, count| cluster::Role { name: name.into(), count, ..Default::default() };
             let roles = vec![role("db", 1), role("web", 2)];
-            vec![Cluster::new("shop", roles, 0)]
+            let members = [("web1".to_string(), "1".to_string())].into();
+            let cut = cluster::Cut { name: "before".into(), created: 0, roles: Vec::new(), members };
+            vec![Cluster { snapshots: vec![cut], ..Cluster::new("shop", roles, 0) }]
         }
 
         fn snapshots(&self) -> Vec<(String, String)> {
@@ -370,6 +376,9 @@ mod tests {
             ("cluster exec shop:w", &["shop:web", "shop:web1", "shop:web2"]),
             ("cluster exec shop -- l", &[FILES]),
             ("cluster scale shop w", &["web="]),
+            ("cluster restore s", &["shop", "shop@before"]),
+            ("cluster clone shop@", &["shop@before"]),
+            ("cluster clone shop ", &[]),
             ("cluster inventory shop --format a", &["ansible"]),
             ("cluster wait --for ", &["agent", "ssh", "port:"]),
             ("cluster create ", &[]),

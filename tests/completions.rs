@@ -19,6 +19,10 @@ fn world() -> tempfile::TempDir {
         });
         std::fs::write(dir.path().join(format!("home/state/{name}.json")), state.to_string()).unwrap();
     }
+    std::fs::create_dir_all(dir.path().join("home/cluster")).unwrap();
+    let roles = serde_json::json!([{ "name": "db", "count": 1 }, { "name": "web", "count": 2 }]);
+    let shop = serde_json::json!({ "schema": 1, "name": "shop", "created": 0, "roles": roles });
+    std::fs::write(dir.path().join("home/cluster/shop.json"), shop.to_string()).unwrap();
     for (digit, name) in [("a", "localhost:5000/puter/debian:12"), ("b", "docker.io/library/other:latest")] {
         let images = dir.path().join("home/images");
         std::fs::create_dir_all(images.join("disks").join(digit.repeat(64))).unwrap();
@@ -67,6 +71,8 @@ fn bash_completes_commands_options_names_and_files() {
     assert_eq!(complete("puter port ''"), "add list remove");
     assert_eq!(complete("puter start web --pub"), "--publish");
     assert_eq!(complete("puter port remove web ''"), "127.0.0.1:8081:80/tcp");
+    assert_eq!(complete("puter cluster delete ''"), "shop");
+    assert_eq!(complete("puter cluster scale shop w"), "web=");
     assert_eq!(complete("puter image ''"), "list pull inspect delete prune");
     assert_eq!(complete("puter image delete lo"), "localhost:5000/puter/debian:12");
     assert_eq!(complete("puter start web --image do"), "docker.io/library/other:latest");
@@ -78,6 +84,8 @@ fn bash_completes_commands_options_names_and_files() {
     assert_eq!(complete("'puter port remove  web 1'", "puter port remove web 1"), "127.0.0.1:8081:80/tcp");
     let image = complete("'puter image inspect localhost:5000/pu'", "puter image inspect localhost : 5000/pu");
     assert_eq!(image, "5000/puter/debian:12");
+    let members = complete("'puter cluster exec shop:web'", "puter cluster exec shop : web");
+    assert_eq!(members, "web web1 web2");
     assert_eq!(complete("'puter start --mount web:ba'", "puter start --mount web : ba"), "");
     assert_eq!(complete("'puter start web : wo'", "puter start web : wo"), "worker-two");
 }

@@ -1,6 +1,8 @@
 //! Whatever ends at whatever step, the next command finds it, tells it and mends it. The steps are the fail points of
 //! the executable; the tests learn of them from the executable itself, so that none is forgotten.
 
+#[path = "crash/clusters.rs"]
+mod clusters;
 #[path = "e2e/host.rs"]
 mod host;
 #[path = "crash/images.rs"]

@@ -195,7 +195,7 @@ fn the_products_own_client_is_understood() {
         rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
         let agent = puter::protocol::unix_http::agent(&socket, LIMIT);
         let url = "http://localhost/v1/taps";
-        let request = TapRequest { vm: "web".to_owned(), id: 1, isolated: false };
+        let request = TapRequest { vm: "web".to_owned(), id: 1, isolated: false, member: None };
         let mut made = agent.post(url).send(serde_json::to_vec(&request).unwrap()).unwrap();
         let tap: Tap = serde_json::from_str(&made.body_mut().read_to_string().unwrap()).unwrap();
         let mut refused = agent.post(url).send(r#"{"vm":"db","id":1}"#).unwrap();

@@ -289,7 +289,7 @@ impl Bench {
         for number in 0..count {
             let name = format!("bench-bare-{number}");
             let id = FIRST_ID + number as u32;
-            let tap = self.daemon.ensure_tap(&TapRequest { vm: name.clone(), id, isolated: false })?;
+            let tap = self.daemon.ensure_tap(&TapRequest { vm: name.clone(), id, isolated: false, member: None })?;
             let overlay = self.home.overlay(&name);
             files::remove(&overlay)?;
             qcow2::create_overlay(&overlay, &base, qcow2::Format::Qcow2, snapshot.machine.disk)?;

@@ -27,6 +27,18 @@ impl Names for Web {
         (address == Ipv4Addr::new(10, 0, 0, 11) || address == WEB6).then(|| "web".to_owned())
     }
 
+    fn cluster(&self, address: IpAddr) -> Option<String> {
+        self.name(address).map(|_| "c".to_owned())
+    }
+
+    fn member(&self, cluster: &str, member: &str) -> Option<String> {
+        (cluster == "c" && member == "web1").then(|| "web".to_owned())
+    }
+
+    fn has_cluster(&self, cluster: &str) -> bool {
+        cluster == "c"
+    }
+
     fn subnet(&self) -> Subnet {
         Subnet::default()
     }
@@ -39,7 +51,7 @@ impl Names for Web {
 fuzz_target!(|input: &[u8]| {
     let Some((length, rest)) = input.split_first_chunk::<2>() else { return };
     let (question, answer) = rest.split_at(usize::from(u16::from_be_bytes(*length)).min(rest.len()));
-    match dns::handle(question, &Web) {
+    match dns::handle(question, &Web, Some(Ipv4Addr::new(10, 0, 0, 11).into())) {
         Outcome::Ignore => assert!(question.len() < 12 || question[2] & 0x80 != 0),
         Outcome::Answer(bytes) => {
             assert_eq!(bytes[..2], question[..2]);

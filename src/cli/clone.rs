@@ -42,7 +42,7 @@ impl Clone {
             let (snapshot, taken) = lifecycle::clone_source(context, &reference, self.disk_only)?;
             let done = lifecycle::clone_check(context, &snapshot, options).and_then(|kind| {
                 each(&self.names, |name| {
-                    let cloned = lifecycle::clone(context, &snapshot, &kind, name, options)?;
+                    let cloned = lifecycle::clone(context, &snapshot, &kind, name, options, None)?;
                     if !self.json {
                         let (vm, seconds) = (&cloned.vm, cloned.took.as_secs_f64());
                         output::print(&match vm.state().is_active() {

@@ -2,13 +2,15 @@
 //! one under the cursor last.
 //!
 //! It knows commands and options from the same declarations as the parser. A positional called `name` is a VM's name, one
-//! called `place` may be in a VM, one called `image` is an image that is here, one called `shell` is a shell, and the rest is left to the shell's own completion of
+//! called `place` may be in a VM, one called `image` is an image that is here, one called `cluster` is a cluster, one called
+//! `part` is one or a part of one, one called `shell` is a shell, and the rest is left to the shell's own completion of
 //! files. Of the VMs those are offered for which the command would do something.
 
 use anyhow::Result;
 use argh::{ArgsInfo, CommandInfoWithArgs, FlagInfo, FlagInfoKind, FromArgs, Optionality};
 
 use super::{Puter, output};
+use crate::vm::cluster::{self, Cluster};
 use crate::vm::home::Home;
 use crate::vm::images;
 use crate::vm::machine::{Action, Command};
@@ -63,6 +65,7 @@ impl Completions {
 trait Known {
     fn vms(&self) -> Vec<Vm>;
     fn images(&self) -> Vec<String>;
+    fn clusters(&self) -> Vec<Cluster>;
     /// `VM@SNAPSHOT` of all that somebody asked for, with a word about it.
     fn snapshots(&self) -> Vec<(String, String)>;
 }
@@ -70,6 +73,10 @@ trait Known {
 struct Here;
 
 impl Known for Here {
+    fn clusters(&self) -> Vec<Cluster> {
+        Home::from_env().and_then(|home| cluster::load_all(&home)).map_or(Vec::new(), |all| all.clusters)
+    }
+
     fn vms(&self) -> Vec<Vm> {
         Home::from_env().and_then(|home| load_all(&home)).map_or(Vec::new(), |all| all.vms)
     }
@@ -180,8 +187,10 @@ fn values(option: &str, known: &dyn Known) -> Vec<(String, String)> {
         "--image" => known.images().into_iter().map(|image| (image, "image".to_string())).collect(),
         "--restart" => plain(&["no", "on-failure", "always"]),
         "--autostart" | "--isolate" => plain(&["yes", "no"]),
+        "--format" => plain(&["hosts", "ssh", "ansible", "json"]),
+        "--for" => plain(&["agent", "ssh", "port:"]),
         "--platform" => plain(&["linux/amd64", "linux/arm64"]),
-        "--kernel" | "--initrd" | "--mount" => plain(&[FILES]),
+        "--kernel" | "--initrd" | "--mount" | "--file" => plain(&[FILES]),
         _ => Vec::new(),
     }
 }
@@ -216,7 +225,35 @@ fn positional(name: &str, command: &CommandInfoWithArgs, given: &[&str], known: 
             let images = known.images().into_iter().filter(|image| !given.contains(&image.as_str()));
             images.map(|image| (image, "image".to_string())).collect()
         }
+        "spec" if name == "scale" => {
+            let of = known.clusters().into_iter().filter(|cluster| given.first() == Some(&cluster.name.as_str()));
+            of.flat_map(|cluster| cluster.roles)
+                .map(|role| (format!("{}=", role.name), format!("{} now", role.count)))
+                .collect()
+        }
         "new" | "spec" => Vec::new(),
+        "cluster" | "part" => {
+            let mut all = Vec::new();
+            for cluster in known.clusters() {
+                let members = cluster.members();
+                all.push((cluster.name.clone(), format!("{} members", members.len())));
+                if ["restore", "clone"].contains(&name) {
+                    let cuts = cluster.snapshots.iter().map(|cut| format!("{}@{}", cluster.name, cut.name));
+                    all.extend(cuts.map(|word| (word, "snapshot".to_string())));
+                }
+                if wanted.name == "part" {
+                    let roles = cluster
+                        .roles
+                        .iter()
+                        .map(|role| (format!("{}:{}", cluster.name, role.name), "role".to_string()));
+                    all.extend(roles);
+                    let one =
+                        |member: cluster::Member| (format!("{}:{}", cluster.name, member.member), "member".to_string());
+                    all.extend(members.into_iter().map(one));
+                }
+            }
+            all
+        }
         "name" | "names" => vms(""),
         "place" | "places" => {
             let mut all = vms(":");
@@ -262,6 +299,14 @@ mod tests {
 
         fn images(&self) -> Vec<String> {
             vec!["localhost:5000/puter/debian".into()]
+        }
+
+        fn clusters(&self) -> Vec<Cluster> {
+            let role = |name: &str, count| cluster::Role { name: name.into(), count, ..Default::default() };
+            let roles = vec![role("db", 1), role("web", 2)];
+            let members = [("web1".to_string(), "1".to_string())].into();
+            let cut = cluster::Cut { name: "before".into(), created: 0, roles: Vec::new(), members };
+            vec![Cluster { snapshots: vec![cut], ..Cluster::new("shop", roles, 0) }]
         }
 
         fn snapshots(&self) -> Vec<(String, String)> {
@@ -325,6 +370,19 @@ mod tests {
             ("image pull --platform linux/ar", &["linux/arm64"]),
             ("image prune --d", &["--dry-run"]),
             ("image prune ", &[]),
+            ("cluster st", &["start", "stop", "status"]),
+            ("cluster delete ", &["shop"]),
+            ("cluster start ", &["shop", "shop:db", "shop:web", "shop:db1", "shop:web1", "shop:web2"]),
+            ("cluster exec shop:w", &["shop:web", "shop:web1", "shop:web2"]),
+            ("cluster exec shop -- l", &[FILES]),
+            ("cluster scale shop w", &["web="]),
+            ("cluster restore s", &["shop", "shop@before"]),
+            ("cluster clone shop@", &["shop@before"]),
+            ("cluster clone shop ", &[]),
+            ("cluster inventory shop --format a", &["ansible"]),
+            ("cluster wait --for ", &["agent", "ssh", "port:"]),
+            ("cluster create ", &[]),
+            ("cluster create -f ", &[FILES]),
             ("list --", &["--help", "--json"]),
             ("list --json --", &["--help"]),
             ("nonsense ", &[]),

@@ -39,7 +39,7 @@ pub struct Exec {
     command: Vec<String>,
 }
 
-fn variable(text: &str) -> Result<(String, String), String> {
+pub fn variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
         _ => Err(format!("'{text}' is not NAME=VALUE")),

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::{each, output};
 use crate::protocol::address::Mac;
+use crate::protocol::daemon::Membership;
 use crate::vm::home::Home;
 use crate::vm::lifecycle::unix_now;
 use crate::vm::port::Forward;
@@ -61,6 +62,8 @@ pub struct Shown<'a> {
     pub autostart: bool,
     /// Whether it and all other VMs are kept from each other.
     pub isolate: bool,
+    /// The cluster that it is in, and its name there.
+    pub member: Option<&'a Membership>,
     /// How it last ended by itself.
     pub exit: Option<&'a Exit>,
     /// Restarts in a row, and when the next is due.
@@ -97,6 +100,7 @@ impl<'a> Shown<'a> {
             restart: vm.restart,
             autostart: vm.autostart,
             isolate: vm.isolate,
+            member: vm.member.as_ref(),
             exit: vm.exit.as_ref().filter(|_| !alive),
             retry: vm.retry,
         }
@@ -128,6 +132,9 @@ impl<'a> Shown<'a> {
         }
         row("mac", self.mac.to_string());
         row("tap", self.tap.to_string());
+        if let Some(Membership { cluster, member }) = self.member {
+            row("cluster", format!("{cluster}, as {member}"));
+        }
         if self.isolate {
             row("isolated", "from all other VMs".to_string());
         }

@@ -1,6 +1,7 @@
 //! `puter`: the command line. One file per command; what they do lives in [`crate::vm`].
 
 mod clone;
+mod cluster;
 mod completions;
 mod config;
 mod console;
@@ -68,6 +69,7 @@ enum Command {
     Snapshots(snapshots::Snapshots),
     Restore(restore::Restore),
     Clone(clone::Clone),
+    Cluster(cluster::Cluster),
     Diff(diff::Diff),
     Ssh(ssh::Ssh),
     SshConfig(ssh_config::SshConfig),
@@ -133,9 +135,10 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 
 impl Command {
     fn run(self) -> Result<()> {
-        match self {
+        match &self {
             // ssh's own process takes over; it hears the signals itself.
             Command::Ssh(_) => {}
+            Command::Cluster(command) if command.is_ssh() => {}
             _ => cancel::listen(),
         }
         match self {
@@ -151,6 +154,7 @@ impl Command {
             Command::Snapshots(command) => command.run(),
             Command::Restore(command) => command.run(),
             Command::Clone(command) => command.run(),
+            Command::Cluster(command) => command.run(),
             Command::Diff(command) => command.run(),
             Command::Ssh(command) => command.run(),
             Command::SshConfig(command) => command.run(),
@@ -252,17 +256,10 @@ fn each<T: Send>(names: &[String], work: impl Fn(&str) -> Result<T> + Sync) -> R
     if let [name] = names {
         return work(name).map(|done| vec![done]);
     }
-    let results: Vec<Result<T>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = names.iter().map(|name| scope.spawn(|| work(name))).collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow!("the thread of a VM panicked"))))
-            .collect()
-    });
     let mut done = Vec::new();
     let mut failed = 0;
-    for result in results {
-        match result {
+    for result in crate::vm::cluster::side_by_side(names, names.len(), |name| work(name)) {
+        match result.unwrap_or_else(|| Err(anyhow!("the thread of a VM panicked"))) {
             Ok(value) => done.push(value),
             Err(error) => {
                 show_error(&error);

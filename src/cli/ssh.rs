@@ -16,13 +16,13 @@ use crate::vm::{Hint, key};
 pub struct Ssh {
     /// name of the VM
     #[argh(positional)]
-    name: String,
+    pub name: String,
     /// user to log in as (default: root)
     #[argh(option, default = "String::from(\"root\")")]
-    user: String,
+    pub user: String,
     /// command to run in place of a shell
     #[argh(positional, greedy)]
-    command: Vec<String>,
+    pub command: Vec<String>,
 }
 
 impl Ssh {

@@ -68,6 +68,7 @@ impl Start {
             restart: self.restart,
             autostart: self.autostart,
             isolate: self.isolate,
+            member: None,
             retry: None,
         };
         with_context(|context| {

@@ -105,6 +105,9 @@ fn parse(body: &[u8]) -> Result<TapRequest, ApiError> {
     let request: TapRequest = serde_json::from_slice(body)
         .map_err(|e| ApiError::new(400, "invalid_json", format!("the body is no request for a TAP: {e}")))?;
     checked(&request.vm)?;
+    if let Some(member) = &request.member {
+        member.check().map_err(|e| ApiError::new(400, "invalid_name", e))?;
+    }
     if request.id == 0 {
         return Err(ApiError::new(400, "invalid_id", "the id is 0; ids count from 1"));
     }
@@ -196,6 +199,8 @@ mod tests {
             ("POST", "/v1/taps", r#"{"vm":"web","id":0}"#, 400, "invalid_id"),
             ("POST", "/v1/taps", r#"{"vm":"../x","id":1}"#, 400, "invalid_name"),
             ("POST", "/v1/taps", r#"{"vm":"a:1:1","id":1}"#, 400, "invalid_name"),
+            ("POST", "/v1/taps", r#"{"vm":"a","id":1,"member":{"cluster":"c:1","member":"m"}}"#, 400, "invalid_name"),
+            ("POST", "/v1/taps", r#"{"vm":"a","id":1,"member":{"cluster":"c"}}"#, 400, "invalid_json"),
             ("DELETE", "/v1/taps/", "", 400, "invalid_name"),
             ("DELETE", "/v1/taps/%2e", "", 400, "invalid_name"),
             ("PUT", "/v1/taps", "", 405, "method_not_allowed"),

@@ -9,6 +9,7 @@ use super::taps::Alias;
 use crate::dhcp::{Directory, Host};
 use crate::dns::Names;
 use crate::protocol::address::{Mac, Subnet};
+use crate::protocol::daemon::Membership;
 use crate::protocol::ipv6::Network6;
 
 /// The VMs that have a TAP.
@@ -16,6 +17,8 @@ use crate::protocol::ipv6::Network6;
 pub(super) struct Known {
     pub(super) vms: BTreeMap<u32, Alias>,
     pub(super) ids: HashMap<String, u32>,
+    /// The VM of each place in a cluster.
+    members: BTreeMap<Membership, String>,
 }
 
 impl Known {
@@ -26,17 +29,21 @@ impl Known {
     }
 
     pub(super) fn add(&mut self, alias: Alias) {
-        if let Some(former) = self.ids.insert(alias.vm.clone(), alias.id) {
-            self.vms.remove(&former);
+        self.remove(&alias.vm);
+        if let Some(former) = self.vms.get(&alias.id).map(|former| former.vm.clone()) {
+            self.remove(&former);
         }
-        if let Some(former) = self.vms.insert(alias.id, alias) {
-            self.ids.remove(&former.vm);
+        if let Some(member) = alias.member.clone() {
+            self.members.insert(member, alias.vm.clone());
         }
+        self.ids.insert(alias.vm.clone(), alias.id);
+        self.vms.insert(alias.id, alias);
     }
 
     pub(super) fn remove(&mut self, vm: &str) {
-        if let Some(id) = self.ids.remove(vm) {
-            self.vms.remove(&id);
+        let member = self.ids.remove(vm).and_then(|id| self.vms.remove(&id)).and_then(|alias| alias.member);
+        if let Some(member) = member.filter(|member| self.members.get(member).is_some_and(|of| of == vm)) {
+            self.members.remove(&member);
         }
     }
 }
@@ -69,6 +76,24 @@ impl Names for Network {
         };
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         known.vms.get(&id).map(|alias| alias.vm.clone())
+    }
+
+    fn cluster(&self, address: IpAddr) -> Option<String> {
+        let IpAddr::V4(address) = address else { return None };
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let alias = known.vms.get(&self.settings.subnet.id(address)?)?;
+        Some(alias.member.as_ref()?.cluster.clone())
+    }
+
+    fn member(&self, cluster: &str, member: &str) -> Option<String> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.members.get(&Membership { cluster: cluster.to_owned(), member: member.to_owned() }).cloned()
+    }
+
+    fn has_cluster(&self, cluster: &str) -> bool {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let first = Membership { cluster: cluster.to_owned(), member: String::new() };
+        known.members.range(first..).next().is_some_and(|(place, _)| place.cluster == cluster)
     }
 
     fn subnet(&self) -> Subnet {

@@ -1,5 +1,5 @@
 //! Which TAPs there are and what a request for one means, decided from the list of interfaces. The interfaces are the
-//! only record: a TAP carries its VM's whole name, id and isolation in its alias, for as long as it exists.
+//! only record: a TAP carries its VM's whole name, id, isolation and cluster in its alias, for as long as it exists.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use super::api::ApiError;
 use super::branch::Bridges;
 use crate::net::link::Link;
 use crate::protocol::address::{Mac, Subnet, TAP_PREFIX, check_vm_name, tap_name};
-use crate::protocol::daemon::{Tap, TapRequest};
+use crate::protocol::daemon::{Membership, Tap, TapRequest};
 use crate::protocol::ipv6::Network6;
 
 /// What a TAP's alias says.
@@ -17,11 +17,16 @@ pub struct Alias {
     pub vm: String,
     pub id: u32,
     pub isolated: bool,
+    pub member: Option<Membership>,
 }
 
 impl fmt::Display for Alias {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "puter:{}:{}:{}", self.vm, self.id, u8::from(self.isolated))
+        write!(f, "puter:{}:{}:{}", self.vm, self.id, u8::from(self.isolated))?;
+        match &self.member {
+            Some(Membership { cluster, member }) => write!(f, ":{cluster}:{member}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -39,13 +44,19 @@ impl FromStr for Alias {
             "1" => true,
             _ => return Err(()),
         };
-        parts.next().is_none().then_some(Alias { vm, id, isolated }).ok_or(())
+        let member = match (parts.next(), parts.next()) {
+            (None, _) => None,
+            (Some(cluster), Some(member)) => Some(Membership { cluster: cluster.into(), member: member.into() }),
+            (Some(_), None) => return Err(()),
+        };
+        member.as_ref().map_or(Ok(()), Membership::check).map_err(drop)?;
+        parts.next().is_none().then_some(Alias { vm, id, isolated, member }).ok_or(())
     }
 }
 
 impl From<&TapRequest> for Alias {
     fn from(request: &TapRequest) -> Alias {
-        Alias { vm: request.vm.clone(), id: request.id, isolated: request.isolated }
+        Alias { vm: request.vm.clone(), id: request.id, isolated: request.isolated, member: request.member.clone() }
     }
 }
 
@@ -201,15 +212,19 @@ mod tests {
     }
 
     fn decide(vm: &str, id: u32, links: &[Link]) -> Result<Action, (u16, &'static str)> {
-        let request = TapRequest { vm: vm.to_owned(), id, isolated: false };
+        let request = TapRequest { vm: vm.to_owned(), id, isolated: false, member: None };
         place().decide(&request, links).map_err(|e| (e.status, e.code))
     }
 
     #[test]
     fn an_alias_is_read_as_it_was_written() {
-        let alias = Alias { vm: "a".repeat(63), id: 65_524, isolated: true };
-        assert_eq!(alias.to_string().parse(), Ok(alias.clone()));
-        assert!(alias.to_string().len() < 256, "the kernel's limit");
+        let long = || "a".repeat(63);
+        let alone = Alias { vm: long(), id: u32::MAX, isolated: true, member: None };
+        let member = Some(Membership { cluster: long(), member: long() });
+        for alias in [Alias { member, ..alone.clone() }, alone] {
+            assert_eq!(alias.to_string().parse(), Ok(alias.clone()));
+            assert!(alias.to_string().len() < 256, "the kernel's limit");
+        }
         for bad in [
             "",
             "puter:",
@@ -219,6 +234,10 @@ mod tests {
             "puter:web:1:2",
             "puter:web:1:0:",
             "puter:A:1:0",
+            "puter:web:1:0:c",
+            "puter:web:1:0:c:",
+            "puter:web:1:0:C:m",
+            "puter:web:1:0:c:m:x",
         ] {
             assert_eq!(bad.parse::<Alias>(), Err(()), "{bad}");
         }
@@ -228,7 +247,7 @@ mod tests {
     fn the_same_request_twice_keeps_the_tap() {
         assert_eq!(decide("web", 1, &[]), Ok(Action::Create));
         let there = link("web", 1);
-        let alias = Alias { vm: "web".to_owned(), id: 1, isolated: false };
+        let alias = Alias { vm: "web".to_owned(), id: 1, isolated: false, member: None };
         assert_eq!(decide("web", 1, std::slice::from_ref(&there)), Ok(Action::Keep(there, alias)));
     }
 

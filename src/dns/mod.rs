@@ -12,12 +12,9 @@ use simple_dns::rdata::{A, AAAA, OPT, PTR, RData, SOA};
 use simple_dns::{CLASS, Name, OPCODE, Packet, PacketFlag, QCLASS, QTYPE, Question, RCODE, ResourceRecord, TYPE};
 
 use crate::protocol::address::Subnet;
+pub use crate::protocol::address::{DOMAIN, HOST};
 use crate::protocol::ipv6::Network6;
 
-/// The domain of the VMs.
-pub const DOMAIN: &str = "puter";
-/// What guests call the machine that they run on, unless a VM is called so.
-pub const HOST: &str = "host";
 /// Seconds for which an answer of ours may be kept: names come and go with their VMs.
 const TTL: u32 = 5;
 /// Bytes of a message's header (RFC 1035, section 4.1.1).
@@ -33,6 +30,12 @@ pub trait Names {
     fn address6(&self, vm: &str) -> Option<Ipv6Addr>;
     /// The VM with this address.
     fn name(&self, address: IpAddr) -> Option<String>;
+    /// The cluster of the VM with this IPv4 address.
+    fn cluster(&self, address: IpAddr) -> Option<String>;
+    /// The VM that is this member of the cluster.
+    fn member(&self, cluster: &str, member: &str) -> Option<String>;
+    /// Whether the cluster has members here.
+    fn has_cluster(&self, cluster: &str) -> bool;
     /// The VMs' network.
     fn subnet(&self) -> Subnet;
     /// Their IPv6 network, where they have one.
@@ -49,8 +52,9 @@ pub enum Outcome {
     Ignore,
 }
 
-/// Decides about one message.
-pub fn handle(bytes: &[u8], names: &dyn Names) -> Outcome {
+/// Decides about one message. What a name stands for depends on the guest that asks: the other members of its cluster
+/// come first.
+pub fn handle(bytes: &[u8], names: &dyn Names, asker: Option<IpAddr>) -> Outcome {
     let Some(header) = bytes.first_chunk::<HEADER>() else { return Outcome::Ignore };
     let count = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
     if header[2] & 0x80 != 0 {
@@ -63,7 +67,7 @@ pub fn handle(bytes: &[u8], names: &dyn Names) -> Outcome {
     if count(4) != 1 || count(6) != 0 || count(8) != 0 || count(10) > 2 {
         return Outcome::Answer(refusal(bytes, RCODE::FormatError));
     }
-    if let Some(outcome) = unknown_type(bytes, names) {
+    if let Some(outcome) = unknown_type(bytes, names, asker) {
         return outcome;
     }
     let Ok(query) = Packet::parse(bytes) else { return Outcome::Answer(refusal(bytes, RCODE::FormatError)) };
@@ -73,7 +77,7 @@ pub fn handle(bytes: &[u8], names: &dyn Names) -> Outcome {
     if !matches!(question.qclass, QCLASS::CLASS(CLASS::IN) | QCLASS::ANY) {
         return Outcome::Answer(refusal(bytes, RCODE::Refused));
     }
-    match look_up(question, names) {
+    match look_up(question, names, asker) {
         Found::Elsewhere => Outcome::Forward,
         found => {
             Outcome::Answer(answer(&query, question, found).unwrap_or_else(|| refusal(bytes, RCODE::ServerFailure)))
@@ -83,7 +87,7 @@ pub fn handle(bytes: &[u8], names: &dyn Names) -> Outcome {
 
 /// Decides about a question for a type that the library has no name for; there are always more of those (RFC 3597). A
 /// type that no machine has a record of stands for it meanwhile.
-fn unknown_type(bytes: &[u8], names: &dyn Names) -> Option<Outcome> {
+fn unknown_type(bytes: &[u8], names: &dyn Names, asker: Option<IpAddr>) -> Option<Outcome> {
     fn asked(message: &mut [u8]) -> Option<&mut [u8; 2]> {
         let end = question_end(message)?;
         message.get_mut(end - 4..)?.first_chunk_mut()
@@ -94,7 +98,7 @@ fn unknown_type(bytes: &[u8], names: &dyn Names) -> Option<Outcome> {
         return None;
     }
     *asked(&mut query)? = u16::from(TYPE::TXT).to_be_bytes();
-    let mut outcome = handle(&query, names);
+    let mut outcome = handle(&query, names, asker);
     if let Outcome::Answer(answer) = &mut outcome
         && let Some(kind) = asked(answer)
     {
@@ -112,7 +116,7 @@ enum Found {
     Elsewhere,
 }
 
-fn look_up(question: &Question, names: &dyn Names) -> Found {
+fn look_up(question: &Question, names: &dyn Names, asker: Option<IpAddr>) -> Found {
     let Some(labels) = labels(&question.qname) else { return Found::Elsewhere };
     let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
     let asks = |kind: TYPE| question.qtype == QTYPE::TYPE(kind) || question.qtype == QTYPE::ANY;
@@ -128,12 +132,22 @@ fn look_up(question: &Question, names: &dyn Names) -> Found {
             _ => Found::Nothing,
         })
     };
+    let own = asker.and_then(|address| names.cluster(address));
+    let member = |cluster: &str, member: &str| names.member(cluster, member).and_then(|vm| machine(&vm));
+    let near = |name: &str| own.as_deref().and_then(|cluster| member(cluster, name)).or_else(|| machine(name));
     match labels.as_slice() {
         [domain] if *domain == DOMAIN && names.address(DOMAIN).is_none() => Found::Nothing,
-        [name, domain] if *domain == DOMAIN => machine(name).unwrap_or(Found::NoName),
+        // What has names below it is there, with nothing of its own (RFC 8020).
+        [name, domain] if *domain == DOMAIN => match near(name) {
+            None if names.has_cluster(name) => Found::Nothing,
+            found => found.unwrap_or(Found::NoName),
+        },
+        [name, cluster, domain] if *domain == DOMAIN => member(cluster, name).unwrap_or(Found::NoName),
+        // Only where it is the asker's own: another's may be called as a domain of the internet is.
+        [name, cluster] if own.as_deref() == Some(*cluster) => member(cluster, name).unwrap_or(Found::Elsewhere),
         [.., domain] if labels.len() > 2 && *domain == DOMAIN => Found::NoName,
         // A name without a dot is one of ours or nobody's: the servers of the internet have no business with it.
-        [name] => match machine(name) {
+        [name] => match near(name) {
             Some(found) => found,
             None if asks(TYPE::A) || asks(TYPE::AAAA) => Found::NoName,
             None => Found::Elsewhere,

@@ -118,7 +118,7 @@ async fn datagrams(tasks: Tasks, shared: Rc<Shared>, udp: Rc<Async<UdpSocket>>) 
         smol::future::yield_now().await;
         let Some(guest) = shared.guest(from) else { continue };
         let query = &buffer[..length];
-        match handle(query, &*shared.names) {
+        match handle(query, &*shared.names, Some(guest)) {
             Outcome::Ignore => {}
             Outcome::Answer(answer) => drop(udp.get_ref().send_to(&answer, from)),
             Outcome::Forward => {
@@ -144,10 +144,11 @@ async fn datagrams(tasks: Tasks, shared: Rc<Shared>, udp: Rc<Async<UdpSocket>>) 
 async fn connections(tasks: Tasks, shared: Rc<Shared>, tcp: Async<TcpListener>) {
     loop {
         let Some((stream, from)) = patiently(tcp.accept().await, "TCP").await else { continue };
-        let Some(turn) = shared.guest(from).and_then(|guest| shared.connections.take(guest)) else { continue };
+        let Some(guest) = shared.guest(from) else { continue };
+        let Some(turn) = shared.connections.take(guest) else { continue };
         let shared = shared.clone();
         let work = async move {
-            let _ = shared.converse(stream).await;
+            let _ = shared.converse(stream, guest).await;
             drop(turn);
         };
         let Some(tasks) = tasks.upgrade() else { return };
@@ -168,11 +169,11 @@ impl Shared {
         }
     }
 
-    /// One connection, question by question.
-    async fn converse(&self, mut stream: Async<TcpStream>) -> Result<()> {
+    /// One connection of a guest, question by question.
+    async fn converse(&self, mut stream: Async<TcpStream>, guest: IpAddr) -> Result<()> {
         let read = async |stream: &mut Async<TcpStream>| Ok(read_framed(stream).await?);
         while let Some(query) = within(IDLE, read(&mut stream)).await? {
-            let answer = match handle(&query, &*self.names) {
+            let answer = match handle(&query, &*self.names, Some(guest)) {
                 Outcome::Ignore => return Ok(()),
                 Outcome::Answer(answer) => answer,
                 Outcome::Forward => match self.upstream.ask_by_tcp(&query).await {

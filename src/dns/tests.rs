@@ -4,11 +4,24 @@ use super::*;
 
 struct Two;
 
+/// Cluster, member and VM.
+const MEMBERS: [(&str, &str, &str); 4] = [
+    ("red", "node1", "red-node1"),
+    ("red", "node2", "red-node2"),
+    ("org", "node1", "org-node1"),
+    ("org", "web1", "org-web1"),
+];
+
 impl Names for Two {
     fn address(&self, vm: &str) -> Option<Ipv4Addr> {
         match vm {
             "web" => Some(Ipv4Addr::new(10, 0, 0, 11)),
             "db" => Some(Ipv4Addr::new(10, 0, 0, 12)),
+            "node1" => Some(Ipv4Addr::new(10, 0, 0, 13)),
+            "red-node1" => Some(Ipv4Addr::new(10, 0, 0, 21)),
+            "red-node2" => Some(Ipv4Addr::new(10, 0, 0, 22)),
+            "org-node1" => Some(Ipv4Addr::new(10, 0, 0, 31)),
+            "org-web1" => Some(Ipv4Addr::new(10, 0, 0, 32)),
             _ => None,
         }
     }
@@ -19,7 +32,21 @@ impl Names for Two {
 
     fn name(&self, address: IpAddr) -> Option<String> {
         let web = ["10.0.0.11", "fd00::5054:ff:fe00:b"].map(|text| text.parse::<IpAddr>().unwrap());
-        web.contains(&address).then(|| "web".to_string())
+        let own = ["db", "red-node2"].into_iter().find(|vm| self.address(vm).map(IpAddr::V4) == Some(address));
+        if web.contains(&address) { Some("web".into()) } else { own.map(String::from) }
+    }
+
+    fn cluster(&self, address: IpAddr) -> Option<String> {
+        let own = MEMBERS.into_iter().find(|(_, _, vm)| self.address(vm).map(IpAddr::V4) == Some(address));
+        own.map(|(cluster, _, _)| cluster.to_string())
+    }
+
+    fn member(&self, cluster: &str, member: &str) -> Option<String> {
+        MEMBERS.into_iter().find(|all| (all.0, all.1) == (cluster, member)).map(|(_, _, vm)| vm.to_string())
+    }
+
+    fn has_cluster(&self, cluster: &str) -> bool {
+        MEMBERS.iter().any(|all| all.0 == cluster)
     }
 
     fn subnet(&self) -> Subnet {
@@ -47,7 +74,11 @@ fn reverse(address: &str) -> String {
 
 /// The code, and the first answer as text.
 fn ask(name: &str, kind: TYPE) -> Option<(RCODE, String)> {
-    let bytes = match handle(&query(name, kind), &Two) {
+    ask_as(None, name, kind)
+}
+
+fn ask_as(asker: Option<IpAddr>, name: &str, kind: TYPE) -> Option<(RCODE, String)> {
+    let bytes = match handle(&query(name, kind), &Two, asker) {
         Outcome::Answer(bytes) => bytes,
         Outcome::Forward => return None,
         Outcome::Ignore => panic!("it is a query"),
@@ -103,6 +134,49 @@ fn machines_have_their_names() {
 }
 
 #[test]
+fn members_of_a_cluster_know_one_another() {
+    let at = |text: &str| Some((RCODE::NoError, text.to_string()));
+    let (missing, elsewhere) = (Some((RCODE::NameError, String::new())), None);
+    let (red1, red2, org1, org_web, alone) = ("10.0.0.21", "10.0.0.22", "10.0.0.31", "10.0.0.32", "10.0.0.13");
+    // The asker, the question, the answer.
+    for (asker, name, expected) in [
+        (red1, "node2", at(red2)),
+        (red1, "node2.puter", at(red2)),
+        (red1, "NODE2.red", at(red2)),
+        (red1, "node2.red.puter", at(red2)),
+        (red1, "node1", at(red1)),
+        (org_web, "node1", at(org1)),
+        (org_web, "node1.puter", at(org1)),
+        // There are no members of these names in the asker's own.
+        (red1, "web1", missing.clone()),
+        (org1, "node2", missing.clone()),
+        // Machines by their own names, and other clusters by the whole one.
+        (red1, "web", at("10.0.0.11")),
+        (red1, "org-web1", at(org_web)),
+        (red1, "web1.org.puter", at(org_web)),
+        (red1, "web1.org", elsewhere.clone()),
+        (org1, "example.org", elsewhere.clone()),
+        (org1, "web1.org", at(org_web)),
+        // From outside a member has its whole name alone.
+        (alone, "node1", at(alone)),
+        (alone, "node2", missing.clone()),
+        (alone, "node2.puter", missing.clone()),
+        (alone, "node2.red", elsewhere.clone()),
+        (alone, "node2.red.puter", at(red2)),
+        (alone, "node3.red.puter", missing.clone()),
+        (alone, "a.node2.red.puter", missing.clone()),
+        (alone, "node2.blue.puter", missing.clone()),
+        (alone, "red.puter", at("")),
+        (alone, "blue.puter", missing.clone()),
+    ] {
+        assert_eq!(ask_as(Some(asker.parse().unwrap()), name, TYPE::A), expected, "{asker} asks for {name}");
+    }
+    let asker = Some(red1.parse().unwrap());
+    assert_eq!(ask_as(asker, "node2", TYPE::TXT), at(""), "the name is there");
+    assert_eq!(ask_as(asker, "22.0.0.10.in-addr.arpa", TYPE::PTR), at("red-node2.puter"));
+}
+
+#[test]
 fn the_rest_is_for_the_hosts_servers() {
     for (name, kind) in [
         ("example.org", TYPE::A),
@@ -129,7 +203,9 @@ fn edns_is_answered_in_kind() {
     let mut packet = Packet::parse(&plain).unwrap();
     let codes = vec![OPTCode { code: 10, data: vec![1; 8].into() }];
     *packet.opt_mut() = Some(OPT { opt_codes: codes, udp_packet_size: 4096, version: 0 });
-    let Outcome::Answer(bytes) = handle(&packet.build_bytes_vec().unwrap(), &Two) else { panic!("it is a query") };
+    let Outcome::Answer(bytes) = handle(&packet.build_bytes_vec().unwrap(), &Two, None) else {
+        panic!("it is a query")
+    };
     let reply = Packet::parse(&bytes).unwrap();
     assert_eq!(reply.opt().map(|opt| opt.udp_packet_size), Some(UDP_SIZE));
     assert_eq!(reply.answers.len(), 1);
@@ -137,7 +213,7 @@ fn edns_is_answered_in_kind() {
 
 #[test]
 fn what_is_no_good_query_is_refused_or_ignored() {
-    let code = |bytes: &[u8]| match handle(bytes, &Two) {
+    let code = |bytes: &[u8]| match handle(bytes, &Two, None) {
         Outcome::Answer(bytes) => Some(bytes[3] & 0x0f),
         Outcome::Forward => panic!("not this"),
         Outcome::Ignore => None,
@@ -182,7 +258,7 @@ fn no_bytes_make_it_fail() {
             bytes[at] = next() as u8;
         }
         bytes.truncate(next() % (bytes.len() + 1) + usize::from(next() % 2 == 0) * bytes.len());
-        if let Outcome::Answer(answer) = handle(&bytes, &Two) {
+        if let Outcome::Answer(answer) = handle(&bytes, &Two, None) {
             assert!((HEADER..=512).contains(&answer.len()));
             assert_eq!(answer[..2], bytes[..2]);
         }
@@ -197,7 +273,7 @@ fn a_type_that_is_new_to_us_is_a_question_as_any_other() {
             let mut bytes = query(name, TYPE::A);
             let end = bytes.len();
             bytes[end - 4..end - 2].copy_from_slice(&kind.to_be_bytes());
-            (bytes.clone(), handle(&bytes, &Two))
+            (bytes.clone(), handle(&bytes, &Two, None))
         };
         assert_eq!(ask("example.org").1, Outcome::Forward, "{kind}");
         for (name, code) in [("web.puter", 0), ("nobody.puter", 3)] {

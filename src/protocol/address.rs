@@ -22,6 +22,10 @@ pub const FIRST_CID: u32 = 3;
 pub const MAX_INTERFACE_NAME: usize = 15;
 /// Longest name of a VM: a DNS label (RFC 1035, section 2.3.4).
 pub const MAX_VM_NAME: usize = 63;
+/// The domain of the VMs.
+pub const DOMAIN: &str = "puter";
+/// What guests call the machine that they run on, unless a VM is called so.
+pub const HOST: &str = "host";
 /// What a TAP's name begins with.
 pub const TAP_PREFIX: &str = "pt-";
 

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use super::address::{Mac, Subnet};
+use super::address::{Mac, Subnet, check_vm_name};
 use super::ipv6::Network6;
 use super::ports::HostPort;
 
@@ -80,6 +80,27 @@ pub struct TapRequest {
     /// Whether this VM and all others are kept from each other.
     #[serde(default)]
     pub isolated: bool,
+    /// The cluster that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<Membership>,
+}
+
+/// A VM's place in a cluster, whose members know one another by these names.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Membership {
+    pub cluster: String,
+    /// Its name in the cluster, such as `node1`.
+    pub member: String,
+}
+
+impl Membership {
+    /// Checks both names, which come from outside.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub fn check(&self) -> Result<(), String> {
+        check_vm_name(&self.cluster).and_then(|()| check_vm_name(&self.member))
+    }
 }
 
 /// A TAP, in the answers to `POST /v1/taps` and, as a list, `GET /v1/taps`.

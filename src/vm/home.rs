@@ -54,7 +54,9 @@ impl Home {
     pub fn prepare(&self) -> Result<()> {
         // First: what is of no use is not made.
         self.socket(&self.daemon_socket())?;
-        for directory in [self.root.clone(), self.states(), self.overlays(), self.images(), self.run(), self.ssh()] {
+        let all =
+            [self.root.clone(), self.states(), self.clusters(), self.overlays(), self.images(), self.run(), self.ssh()];
+        for directory in all {
             std::fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -107,6 +109,20 @@ impl Home {
 
     pub fn states(&self) -> PathBuf {
         self.root.join("state")
+    }
+
+    /// The records of clusters.
+    pub fn clusters(&self) -> PathBuf {
+        self.root.join("cluster")
+    }
+
+    pub fn cluster(&self, name: &str) -> PathBuf {
+        self.clusters().join(format!("{name}.json"))
+    }
+
+    /// Held by the command that works on the cluster.
+    pub fn cluster_lock(&self, name: &str) -> PathBuf {
+        self.clusters().join(format!("{name}.lock"))
     }
 
     pub fn overlays(&self) -> PathBuf {

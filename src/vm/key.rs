@@ -1,5 +1,6 @@
 //! puter's own ssh key and each VM's known_hosts.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -62,6 +63,16 @@ pub fn remember_host(home: &Home, vm: &str, host_keys: &[String]) -> Result<()> 
         }
     }
     write_atomic(&home.known_hosts(vm), text.as_bytes())
+}
+
+/// A VM's part of ssh_config(5), under these names: the options that `puter ssh` gives on its command line.
+pub fn ssh_host(home: &Home, vm: &str, names: &str, ip: Ipv4Addr) -> String {
+    format!(
+        "Host {names}\n  HostName {ip}\n  User root\n  HostKeyAlias {vm}\n  IdentityFile \"{key}\"\n  IdentitiesOnly yes\n  \
+         UserKnownHostsFile \"{hosts}\"\n  GlobalKnownHostsFile none\n  StrictHostKeyChecking yes\n  UpdateHostKeys no\n\n",
+        key = private(home).display(),
+        hosts = home.known_hosts(vm).display(),
+    )
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod cancel;
+pub mod cluster;
 pub mod copy;
 pub mod daemon;
 pub mod diff;

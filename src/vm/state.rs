@@ -14,6 +14,7 @@ use super::machine::{Action, Command, Event, Refusal, State};
 use super::port::Forward;
 use crate::hypervisor::process;
 use crate::protocol::address::{Mac, Subnet, check_vm_name};
+use crate::protocol::daemon::Membership;
 
 /// Version of the state file's layout; a newer one is never touched.
 pub const SCHEMA: u32 = 1;
@@ -107,6 +108,12 @@ pub struct Vm {
     /// The snapshot that it last came from or that was last taken of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head: Option<Origin>,
+    /// The cluster that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<Membership>,
+    /// What its cluster runs once at its first boot has been run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub prepared: bool,
 }
 
 /// Names a snapshot.
@@ -464,6 +471,8 @@ pub(crate) mod tests {
             exit: None,
             retry: None,
             head: None,
+            member: None,
+            prepared: false,
         }
     }
 

@@ -146,6 +146,55 @@ fn machines_are_known_by_name_as_long_as_they_are_there() {
 
 #[test]
 #[ignore = "needs root"]
+fn each_cluster_knows_its_own_members_also_after_a_new_start() {
+    let lab = Lab::new();
+    resolv_conf(&lab);
+    let daemon = lab.start(&["--ipv6", "off"]);
+    let tap = |vm: &str, id: u32, member: Option<(&str, &str)>| {
+        let member = member.map(|(cluster, member)| serde_json::json!({ "cluster": cluster, "member": member }));
+        let request = serde_json::json!({ "vm": vm, "id": id, "member": member });
+        let _: Tap = lab.json("POST", "/v1/taps", &request.to_string());
+    };
+    tap("red-node1", 1, Some(("red", "node1")));
+    tap("red-node2", 2, Some(("red", "node2")));
+    tap("blue-node1", 3, Some(("blue", "node1")));
+    tap("blue-node2", 4, Some(("blue", "node2")));
+    tap("alone", 5, None);
+    // Guests at the addresses of red-node1, blue-node1 and the one that is in no cluster.
+    let (red, _one) = Asker::new(&lab, "g1", "10.0.0.11");
+    let (blue, _two) = Asker::new(&lab, "g2", "10.0.0.13");
+    let (alone, _three) = Asker::new(&lab, "g3", "10.0.0.15");
+    let missing = (RCODE::NameError, false, String::new());
+    let check = || {
+        for name in ["node2", "node2.puter"] {
+            assert_eq!(red.ask(name, TYPE::A), found("10.0.0.12"), "{name}");
+            assert_eq!(red.ask_by_tcp(name, TYPE::A), found("10.0.0.12"), "{name}");
+            assert_eq!(blue.ask(name, TYPE::A), found("10.0.0.14"), "{name}");
+            assert_eq!(alone.ask(name, TYPE::A), missing, "{name}");
+        }
+        assert_eq!(red.ask("node2.red", TYPE::A), found("10.0.0.12"));
+        for asker in [&red, &blue, &alone] {
+            assert_eq!(asker.ask("node2.red.puter", TYPE::A), found("10.0.0.12"));
+            assert_eq!(asker.ask("node2.blue.puter", TYPE::A), found("10.0.0.14"));
+            assert_eq!(asker.ask("red-node2", TYPE::A), found("10.0.0.12"));
+        }
+    };
+    check();
+    daemon.stop(Signal::KILL);
+    let _daemon = lab.start(&["--ipv6", "off"]);
+    check();
+    // A member that is gone has no name, and one that leaves the cluster none in it.
+    assert_eq!(lab.request("DELETE", "/v1/taps/red-node2", "").0, 204);
+    assert_eq!(red.ask("node2", TYPE::A), missing);
+    assert_eq!(alone.ask("node2.red.puter", TYPE::A), missing);
+    assert_eq!(blue.ask("node2", TYPE::A), found("10.0.0.14"));
+    tap("blue-node2", 4, None);
+    assert_eq!(blue.ask("node2", TYPE::A), missing);
+    assert_eq!(blue.ask("blue-node2", TYPE::A), found("10.0.0.14"));
+}
+
+#[test]
+#[ignore = "needs root"]
 fn the_rest_comes_from_the_hosts_servers_whichever_they_are() {
     let lab = Lab::new();
     let conf = resolv_conf(&lab);

@@ -59,6 +59,7 @@ pub(super) fn create(context: &Context, name: &str, options: &StartOptions, daem
             restart: options.restart.unwrap_or_default(),
             autostart: options.autostart.unwrap_or_default(),
             isolate: options.isolate.unwrap_or(context.settings.isolate),
+            member: options.member.clone(),
             ..vm
         })
     })?;
@@ -121,6 +122,8 @@ pub(super) fn new_vm(context: &Context, name: &str, id: u32, subnet: Subnet, wha
         exit: None,
         retry: None,
         head: None,
+        member: None,
+        prepared: false,
     })
 }
 

@@ -8,6 +8,7 @@ mod restore;
 mod snapshot;
 mod start;
 mod stop;
+mod together;
 
 use std::time::{Duration, Instant};
 
@@ -16,9 +17,10 @@ use anyhow::Result;
 pub use delete::delete;
 pub use publish::{Change, Line, ports, publish};
 pub use restore::{RestoreOptions, Restored, clone, clone_check, clone_source, clones_made, restore};
-pub use snapshot::{SnapshotOptions, Taken, snapshot, watch_over};
-pub use start::{StartOptions, Started, change, finish, restart, start};
+pub use snapshot::{SnapshotOptions, Taken, snapshot, snapshot_together, watch_over};
+pub use start::{StartOptions, Started, change, check_resources, finish, restart, start};
 pub use stop::{Stopped, stop};
+pub use together::Together;
 
 use super::home::Home;
 use super::settings::Settings;
@@ -96,7 +98,7 @@ impl Context<'_> {
         store.pull(reference, &options, &*progress)
     }
 
-    fn step<T>(&self, vm: &str, step: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(crate) fn step<T>(&self, vm: &str, step: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         super::cancel::check()?;
         let began = Instant::now();
         self.observer.begin(vm, step);
@@ -204,6 +206,19 @@ pub fn put_off(context: &Context, name: &str, due: Retry, next: Retry) -> Result
             Ok(true)
         }
         _ => Ok(false),
+    })
+}
+
+/// Notes that the VM has run what its cluster runs at its first boot.
+///
+/// # Errors
+/// When there is no such VM, or the state cannot be written.
+pub fn prepared(context: &Context, name: &str) -> Result<Vm> {
+    context.locked(name, || {
+        let mut vm = existing(context.home, name)?;
+        vm.prepared = true;
+        vm.save(context.home)?;
+        Ok(vm)
     })
 }
 

@@ -16,7 +16,7 @@ use crate::disk::qcow2;
 use crate::failpoint::reach;
 use crate::hypervisor::snapshot::{Own, prepare};
 use crate::hypervisor::{self, Kind, MemoryMode, Restore};
-use crate::protocol::daemon::Tap;
+use crate::protocol::daemon::{Membership, Tap};
 use crate::sparse;
 use crate::vm::machine::{Action, Command, Event, Refusal, State};
 use crate::vm::snapshots::{self, Reference, Snapshot};
@@ -190,7 +190,7 @@ pub fn clone_check(context: &Context, snapshot: &Snapshot, options: RestoreOptio
     Ok(kind)
 }
 
-/// Makes a new VM that goes on from the snapshot, with an identity of its own.
+/// Makes a new VM that goes on from the snapshot, with an identity of its own, as a `member` of a cluster or of none.
 ///
 /// # Errors
 /// When there is a VM of this name, or any step fails: nothing of the new one is left then.
@@ -200,8 +200,9 @@ pub fn clone(
     kind: &Kind,
     name: &str,
     options: RestoreOptions,
+    member: Option<Membership>,
 ) -> Result<Restored> {
-    context.locked(name, || clone_locked(context, snapshot, kind, name, options))
+    context.locked(name, || clone_locked(context, snapshot, kind, name, options, member))
 }
 
 fn clone_locked(
@@ -210,6 +211,7 @@ fn clone_locked(
     kind: &Kind,
     name: &str,
     options: RestoreOptions,
+    member: Option<Membership>,
 ) -> Result<Restored> {
     let began = Instant::now();
     let home = context.home;
@@ -235,7 +237,10 @@ fn clone_locked(
         let vm = new_vm(context, name, id, subnet, what)?;
         // What was isolated stays so in its clones.
         let isolate = vm.isolate || was.isolate;
-        Ok(Vm { mounts: was.mounts.clone(), head: Some(snapshot.origin.clone()), isolate, ..vm })
+        // In a cluster it goes on where its original is; elsewhere it is in none.
+        let prepared = member.is_some() && was.prepared;
+        let head = Some(snapshot.origin.clone());
+        Ok(Vm { mounts: was.mounts.clone(), head, isolate, member, prepared, ..vm })
     })?;
     let with_memory = snapshot.memory.is_some() && !options.disk_only;
     let request = tap_request(&vm);

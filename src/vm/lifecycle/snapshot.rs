@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::start::check_disk;
+use super::together::{Point, Together};
 use super::{Context, unix_now};
 use crate::failpoint::reach;
 use crate::hypervisor::{self, snapshot::MEMORY};
@@ -46,10 +47,28 @@ pub struct Taken {
 /// When the VM is in no state for it, has shared directories, the name is taken, or something cannot be written: nothing
 /// is left then, and the VM goes on.
 pub fn snapshot(context: &Context, name: &str, options: &SnapshotOptions) -> Result<Taken> {
-    context.locked(name, || snapshot_locked(context, name, options))
+    context.locked(name, || snapshot_locked(context, name, options, None))
 }
 
-fn snapshot_locked(context: &Context, name: &str, options: &SnapshotOptions) -> Result<Taken> {
+/// As [`snapshot`], at the same instant as the others that take part.
+///
+/// # Errors
+/// As for [`snapshot`], or when another's fails before all are written.
+pub fn snapshot_together(
+    context: &Context,
+    name: &str,
+    options: &SnapshotOptions,
+    together: &Together,
+) -> Result<Taken> {
+    together.part(|| context.locked(name, || snapshot_locked(context, name, options, Some(together))))
+}
+
+fn snapshot_locked(
+    context: &Context,
+    name: &str,
+    options: &SnapshotOptions,
+    together: Option<&Together>,
+) -> Result<Taken> {
     let began = Instant::now();
     let home = context.home;
     let mut vm = existing(home, name)?;
@@ -99,8 +118,12 @@ fn snapshot_locked(context: &Context, name: &str, options: &SnapshotOptions) -> 
         files: BTreeMap::new(),
     };
     let result = match with_memory {
-        true => context.step(name, "memory and disk", || capture(context, &mut vm, &mut snapshot, &temporary)),
-        false => context.step(name, "disk", || capture_disk(context, &mut vm, state, &mut snapshot, &temporary)),
+        true => {
+            context.step(name, "memory and disk", || capture(context, &mut vm, &mut snapshot, &temporary, together))
+        }
+        false => {
+            context.step(name, "disk", || capture_disk(context, &mut vm, state, &mut snapshot, &temporary, together))
+        }
     };
     let result = result.and_then(|()| {
         context.step(name, "seal", || {
@@ -155,7 +178,13 @@ fn resident(pid: u32) -> Option<u64> {
 }
 
 /// The machine as it is: it stands still while memory and disk are written.
-fn capture(context: &Context, vm: &mut Vm, snapshot: &mut Snapshot, temporary: &Path) -> Result<()> {
+fn capture(
+    context: &Context,
+    vm: &mut Vm,
+    snapshot: &mut Snapshot,
+    temporary: &Path,
+    together: Option<&Together>,
+) -> Result<()> {
     let home = context.home;
     let client = hypervisor::Client::new(&home.api(&vm.name));
     let made_by = vm.hypervisor.clone().context("nobody knows what runs it")?;
@@ -167,7 +196,7 @@ fn capture(context: &Context, vm: &mut Vm, snapshot: &mut Snapshot, temporary: &
         reach("snapshot: memory written");
         copy_disk(vm, temporary)
     };
-    snapshot.paused = Some(while_paused(context, vm, &client, temporary, write)?);
+    snapshot.paused = Some(while_paused(context, vm, &client, temporary, together, write)?);
     Ok(())
 }
 
@@ -180,6 +209,7 @@ fn while_paused(
     vm: &mut Vm,
     client: &hypervisor::Client,
     temporary: &Path,
+    together: Option<&Together>,
     write: impl FnOnce(&Vm) -> Result<()>,
 ) -> Result<f64> {
     let home = context.home;
@@ -192,10 +222,14 @@ fn while_paused(
     vm.advance(Event::Paused)?;
     vm.save(home)?;
     reach("snapshot: marked");
+    let at = |point| together.map_or(Ok(()), |together| together.arrive(point));
+    let ready = at(Point::Ready);
     let began = Instant::now();
-    let written = client.pause().and_then(|()| {
+    let written = ready.and_then(|()| client.pause()).and_then(|()| {
         reach("snapshot: paused");
-        write(vm)
+        at(Point::Paused)?;
+        write(vm)?;
+        at(Point::Written)
     });
     let resumed = go_on(client);
     let paused = began.elapsed().as_secs_f64();
@@ -211,13 +245,24 @@ fn while_paused(
 }
 
 /// The disk alone. Of a machine that runs it is what it would find after a loss of power.
-fn capture_disk(context: &Context, vm: &mut Vm, state: State, snapshot: &mut Snapshot, temporary: &Path) -> Result<()> {
+fn capture_disk(
+    context: &Context,
+    vm: &mut Vm,
+    state: State,
+    snapshot: &mut Snapshot,
+    temporary: &Path,
+    together: Option<&Together>,
+) -> Result<()> {
     if state != State::Running {
-        return copy_disk(vm, temporary);
+        let at = |point| together.map_or(Ok(()), |together| together.arrive(point));
+        at(Point::Ready)?;
+        at(Point::Paused)?;
+        copy_disk(vm, temporary)?;
+        return at(Point::Written);
     }
     let client = hypervisor::Client::new(&context.home.api(&vm.name));
     check_hypervisor(vm.hypervisor.as_deref().unwrap_or_default())?;
-    snapshot.paused = Some(while_paused(context, vm, &client, temporary, |vm| copy_disk(vm, temporary))?);
+    snapshot.paused = Some(while_paused(context, vm, &client, temporary, together, |vm| copy_disk(vm, temporary))?);
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use crate::failpoint::reach;
 use crate::hypervisor::virtiofs::Server;
 use crate::hypervisor::{self, Disk, DiskFormat, Kind, Machine, Net, Serial, Share, Vsock};
 use crate::image::{Reference, Store};
-use crate::protocol::daemon::{Tap, TapRequest};
+use crate::protocol::daemon::{Membership, Tap, TapRequest};
 use crate::vm::daemon::{self, Refused};
 use crate::vm::machine::{Action, Command, Event, Refusal, State};
 use crate::vm::port::{self, Forward};
@@ -45,6 +45,8 @@ pub struct StartOptions {
     pub autostart: Option<bool>,
     /// Whether the VM is kept from all others.
     pub isolate: Option<bool>,
+    /// The place in a cluster that a new VM takes, and that one which is there must have.
+    pub member: Option<Membership>,
     /// This start is the restart that the state says is due: it happens only if that still holds.
     pub retry: Option<Retry>,
 }
@@ -213,6 +215,10 @@ pub fn finish(context: &Context, name: &str) -> Result<Vm> {
 /// Checks that the options ask for nothing that an existing VM cannot change.
 fn check_same(vm: &Vm, options: &StartOptions) -> Result<()> {
     let name = &vm.name;
+    if options.member.is_some() && vm.member != options.member {
+        return Err(anyhow!("there is a VM '{name}' already, which is not this cluster's"))
+            .hint(format!("remove it (puter delete {name}), or choose another name for the cluster"));
+    }
     let is_same = |image: &String| {
         let named = image.parse::<Reference>().ok().and_then(|reference| reference.absolute().ok());
         *image == vm.image.reference || named.is_some_and(|named| named.to_string() == vm.image.reference)
@@ -233,7 +239,10 @@ fn check_same(vm: &Vm, options: &StartOptions) -> Result<()> {
 }
 
 /// Checks what no hypervisor could run, before anything is made or changed.
-pub(super) fn check_resources(options: &StartOptions) -> Result<()> {
+///
+/// # Errors
+/// What cannot be, with the way out.
+pub fn check_resources(options: &StartOptions) -> Result<()> {
     if let Some(cpus) = options.cpus.filter(|cpus| !(1..=254).contains(cpus)) {
         return Err(anyhow!("a VM cannot have {cpus} processors")).hint("give --cpus from 1 to 254");
     }
@@ -358,7 +367,7 @@ pub(super) fn connect(context: &Context, vm: &mut Vm, daemon: &daemon::Client) -
 
 /// The TAP that the VM needs.
 pub(super) fn tap_request(vm: &Vm) -> TapRequest {
-    TapRequest { vm: vm.name.clone(), id: vm.id, isolated: vm.isolate }
+    TapRequest { vm: vm.name.clone(), id: vm.id, isolated: vm.isolate, member: vm.member.clone() }
 }
 
 /// Takes puterd's answer to the request.
@@ -507,5 +516,9 @@ mod tests {
         assert!(check_same(&vm, &smaller).unwrap_err().to_string().contains("cannot shrink"));
         let same = StartOptions { image: Some("r".into()), disk: Some(1 << 30), ..StartOptions::default() };
         check_same(&vm, &same).unwrap();
+        let member = Some(Membership { cluster: "c".into(), member: "node1".into() });
+        let wanted = StartOptions { member: member.clone(), ..StartOptions::default() };
+        assert!(check_same(&vm, &wanted).unwrap_err().to_string().contains("not this cluster's"));
+        check_same(&Vm { member, ..vm }, &wanted).unwrap();
     }
 }

@@ -19,6 +19,7 @@ pub mod lifecycle;
 pub mod machine;
 pub mod monitor;
 pub mod port;
+pub mod records;
 pub mod service;
 pub mod settings;
 pub mod snapshots;

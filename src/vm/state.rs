@@ -12,6 +12,7 @@ use super::files::{self, write_atomic};
 use super::home::Home;
 use super::machine::{Action, Command, Event, Refusal, State};
 use super::port::Forward;
+use super::records;
 use crate::hypervisor::process;
 use crate::protocol::address::{Mac, Subnet, check_vm_name};
 use crate::protocol::daemon::Membership;
@@ -286,20 +287,9 @@ impl Vm {
     pub fn load(home: &Home, name: &str) -> Result<Option<Vm>> {
         check_vm_name(name).map_err(anyhow::Error::msg)?;
         let path = home.state(name);
-        let bytes = match std::fs::read(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            other => other.with_context(|| format!("cannot read {}", path.display()))?,
-        };
+        let Some(bytes) = records::read(&path)? else { return Ok(None) };
         let parse = || -> Result<Vm> {
-            #[derive(Deserialize)]
-            struct Versioned {
-                schema: u32,
-            }
-            let Versioned { schema } = serde_json::from_slice(&bytes)?;
-            if schema != SCHEMA {
-                bail!("it has schema {schema}, this puter knows {SCHEMA}");
-            }
-            let vm: Vm = serde_json::from_slice(&bytes)?;
+            let vm: Vm = records::parse(&bytes, SCHEMA)?;
             if vm.name != name {
                 bail!("it describes the VM '{}'", vm.name.escape_default());
             }
@@ -391,27 +381,9 @@ pub struct All {
 /// # Errors
 /// When the directory cannot be read.
 pub fn load_all(home: &Home) -> Result<All> {
-    let mut all = All::default();
-    let directory = home.states();
-    let entries = match std::fs::read_dir(&directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(all),
-        other => other.with_context(|| format!("cannot read {}", directory.display()))?,
-    };
-    for entry in entries {
-        let file = entry.with_context(|| format!("cannot read {}", directory.display()))?.file_name();
-        let Some(name) = file.to_str().and_then(|f| f.strip_suffix(".json")) else { continue };
-        if name.starts_with('.') {
-            continue;
-        }
-        match Vm::load(home, name) {
-            Ok(Some(vm)) => all.vms.push(vm),
-            Ok(None) => {}
-            Err(error) => all.damaged.push((name.to_string(), error)),
-        }
-    }
-    all.vms.sort_by_key(|vm| vm.id);
-    all.damaged.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(all)
+    let (mut vms, damaged) = records::load_each(&home.states(), |name| Vm::load(home, name))?;
+    vms.sort_by_key(|vm: &Vm| vm.id);
+    Ok(All { vms, damaged })
 }
 
 /// Chooses the lowest id that neither a state file nor `taken` holds, and lets `write` reserve it under the lock.

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use serde::Deserialize;
 
 use super::model::{Cluster, Member, SCHEMA};
 use crate::protocol::address::check_vm_name;
 use crate::vm::Hint;
 use crate::vm::files::{self, Lock, write_atomic};
 use crate::vm::home::Home;
+use crate::vm::records;
 use crate::vm::state::{self, Vm};
 
 /// How long a command waits for another on the same cluster.
@@ -23,20 +23,9 @@ impl Cluster {
     pub fn load(home: &Home, name: &str) -> Result<Option<Cluster>> {
         check_vm_name(name).map_err(anyhow::Error::msg)?;
         let path = home.cluster(name);
-        let bytes = match std::fs::read(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            other => other.with_context(|| format!("cannot read {}", path.display()))?,
-        };
+        let Some(bytes) = records::read(&path)? else { return Ok(None) };
         let parse = || -> Result<Cluster> {
-            #[derive(Deserialize)]
-            struct Versioned {
-                schema: u32,
-            }
-            let Versioned { schema } = serde_json::from_slice(&bytes)?;
-            if schema != SCHEMA {
-                bail!("it has schema {schema}, this puter knows {SCHEMA}");
-            }
-            let cluster: Cluster = serde_json::from_slice(&bytes)?;
+            let cluster: Cluster = records::parse(&bytes, SCHEMA)?;
             if cluster.name != name {
                 bail!("it describes the cluster '{}'", cluster.name.escape_default());
             }
@@ -91,28 +80,9 @@ pub struct All {
 /// # Errors
 /// When the directory cannot be read.
 pub fn load_all(home: &Home) -> Result<All> {
-    let mut all = All::default();
-    let directory = home.clusters();
-    let what = || format!("cannot read {}", directory.display());
-    let entries = match std::fs::read_dir(&directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(all),
-        other => other.with_context(what)?,
-    };
-    for entry in entries {
-        let file = entry.with_context(what)?.file_name();
-        let Some(name) = file.to_str().and_then(|file| file.strip_suffix(".json")) else { continue };
-        if name.starts_with('.') {
-            continue;
-        }
-        match Cluster::load(home, name) {
-            Ok(Some(cluster)) => all.clusters.push(cluster),
-            Ok(None) => {}
-            Err(error) => all.damaged.push((name.to_string(), error)),
-        }
-    }
-    all.clusters.sort_by(|a, b| a.name.cmp(&b.name));
-    all.damaged.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(all)
+    let (mut clusters, damaged) = records::load_each(&home.clusters(), |name| Cluster::load(home, name))?;
+    clusters.sort_by(|a: &Cluster, b| a.name.cmp(&b.name));
+    Ok(All { clusters, damaged })
 }
 
 /// The member's VM; `None` where it is not there. A VM that only has its name is not it.

@@ -18,6 +18,7 @@ pub use tree::{Leaf, lines};
 
 use super::files::{self, Lock};
 use super::home::Home;
+use super::records;
 use super::state::{Origin, ProcessId, Vm};
 use super::{Hint, files::write_atomic};
 use crate::disk::qcow2;
@@ -164,14 +165,7 @@ pub(super) fn directory(home: &Home, origin: &Origin) -> PathBuf {
 pub fn load(home: &Home, origin: &Origin) -> Result<Snapshot> {
     let path = directory(home, origin).join(ABOUT);
     let parse = || -> Result<Snapshot> {
-        #[derive(Deserialize)]
-        struct Versioned {
-            schema: u32,
-        }
-        let bytes = fs::read(&path)?;
-        let Versioned { schema } = serde_json::from_slice(&bytes)?;
-        ensure!(schema == SCHEMA, "it has schema {schema}, this puter knows {SCHEMA}");
-        let snapshot: Snapshot = serde_json::from_slice(&bytes)?;
+        let snapshot: Snapshot = records::parse(&fs::read(&path)?, SCHEMA)?;
         ensure!(snapshot.origin == *origin, "it describes {}", snapshot.origin);
         Ok(snapshot)
     };

@@ -76,9 +76,9 @@ fn run(host: &Host, variables: &[(&str, &str)], words: &[&str]) -> Output {
     host.world.command_with(variables, "puter").args(words).stdin(Stdio::null()).output().unwrap()
 }
 
-/// The points that this command passes, each once, in their order.
-fn points(host: &Host, words: &[&str], before: Before) -> Vec<String> {
-    prepare(host, before);
+/// Runs a command, which must succeed, and gives the points that it passes, each once, in their order. The whole log of
+/// them stays.
+fn steps(host: &Host, words: &[&str]) -> Vec<String> {
     let log = host.world.dir().join("home/points");
     let _ = std::fs::remove_file(&log);
     let output = run(host, &[("PUTER_FAIL_POINTS_LOG", log.to_str().unwrap())], words);
@@ -86,6 +86,12 @@ fn points(host: &Host, words: &[&str], before: Before) -> Vec<String> {
     let mut seen = BTreeSet::new();
     let all = std::fs::read_to_string(&log).unwrap();
     all.lines().filter(|point| seen.insert(point.to_string())).map(String::from).collect()
+}
+
+/// The points that this command passes.
+fn points(host: &Host, words: &[&str], before: Before) -> Vec<String> {
+    prepare(host, before);
+    steps(host, words)
 }
 
 const QEMU: &str = "qemu-system";
@@ -397,23 +403,16 @@ fn a_command_on_snapshots_that_is_killed_at_any_step_is_mended_by_the_next() {
     let host = host();
     for (words, before) in SNAPSHOT_CASES {
         prepare_snapshots(&host, words, before);
-        let log = host.world.dir().join("home/points");
-        let _ = std::fs::remove_file(&log);
-        let output = run(&host, &[("PUTER_FAIL_POINTS_LOG", log.to_str().unwrap())], words);
-        assert!(output.status.success(), "{}", text(&output.stderr));
-        let mut seen = BTreeSet::new();
-        let all = std::fs::read_to_string(&log).unwrap();
         let own = ["snapshot", "restore", "clone"];
+        let mut points = steps(&host, words);
         // Those of a start are killed by its own test.
-        let points =
-            all.lines().filter(|point| own.iter().any(|own| point.starts_with(own)) || point.contains("launched"));
-        let points: Vec<&str> = points.filter(|point| seen.insert(point.to_string())).collect();
+        points.retain(|point| own.iter().any(|own| point.starts_with(own)) || point.contains("launched"));
         assert!(!points.is_empty());
         for point in points {
             let what = format!("{words:?} of a VM {before:?}, killed at '{point}'");
             eprintln!("{what}");
             prepare_snapshots(&host, words, before);
-            let output = run(&host, &[("PUTER_FAIL_POINT", point)], words);
+            let output = run(&host, &[("PUTER_FAIL_POINT", &point)], words);
             assert_eq!(output.status.signal(), Some(9), "{what}: {}", text(&output.stderr));
             mend_snapshots(&host, words, before, &what);
         }

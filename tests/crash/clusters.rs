@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 
 use super::host::{Host, text};
-use super::{LIMIT, host, run};
+use super::{LIMIT, host, run, steps};
 
 /// The steps of a snapshot at which machines stand still.
 const STILL: [&str; 4] = ["snapshot: marked", "snapshot: paused", "snapshot: disk copied", "snapshot: resumed"];
@@ -32,14 +32,9 @@ fn kill_at_each_step(
     check: &dyn Fn(&str),
 ) -> BTreeSet<String> {
     prepare();
-    let log = host.world.dir().join("home/points");
-    let _ = std::fs::remove_file(&log);
-    let output = run(host, &[("PUTER_FAIL_POINTS_LOG", log.to_str().unwrap())], words);
-    assert!(output.status.success(), "{}", text(&output.stderr));
+    let mut points = BTreeSet::from_iter(steps(host, words));
     check(&format!("{words:?}"));
-    let all = std::fs::read_to_string(&log).unwrap();
-    let own = all.lines().filter(|point| point.starts_with("cluster: ") || STILL.contains(point));
-    let points: BTreeSet<String> = own.map(String::from).collect();
+    points.retain(|point| point.starts_with("cluster: ") || STILL.contains(&point.as_str()));
     for point in &points {
         let what = format!("{words:?} killed at '{point}'");
         eprintln!("{what}");

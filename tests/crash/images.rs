@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use serde_json::Value;
 
 use super::host::{Host, text};
-use super::{host, run};
+use super::{host, run, steps};
 
 /// Every file of the images, with its length.
 fn files(host: &Host) -> Vec<String> {
@@ -32,12 +32,8 @@ fn kill_at_each_step(
     after: &[String],
 ) -> BTreeSet<String> {
     prepare();
-    let log = host.world.dir().join("home/points");
-    let _ = std::fs::remove_file(&log);
-    let output = run(host, &[("PUTER_FAIL_POINTS_LOG", log.to_str().unwrap())], words);
-    assert!(output.status.success(), "{}", text(&output.stderr));
+    let points = BTreeSet::from_iter(steps(host, words));
     assert_eq!(files(host), after, "{words:?}");
-    let points: BTreeSet<String> = std::fs::read_to_string(&log).unwrap().lines().map(String::from).collect();
     for point in &points {
         let what = format!("{words:?} killed at '{point}'");
         eprintln!("{what}");

@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow};
 use argh::{ArgsInfo, FromArgs};
 
 use super::progress::Progress;
-use super::{Quiet, output, show_error};
+use super::{misused, output, show_error};
 use crate::transfer::Count;
 use crate::vm::cancel;
 use crate::vm::copy::{self, Options, Place};
@@ -39,12 +39,10 @@ pub struct Cp {
 impl Cp {
     pub fn run(self) -> Result<()> {
         let Some((to, sources @ [_, ..])) = self.places.split_last() else {
-            eprintln!("puter: cp needs a source and a destination\nhint: puter cp FILE NAME:PATH, or NAME:PATH FILE");
-            return Err(anyhow!(Quiet(crate::USAGE)));
+            return Err(misused("cp needs a source and a destination", "puter cp FILE NAME:PATH, or NAME:PATH FILE"));
         };
         if !self.places.iter().any(|place| matches!(place, Place::Guest { .. })) {
-            eprintln!("puter: none of these is in a VM\nhint: a file in a VM is written NAME:PATH");
-            return Err(anyhow!(Quiet(crate::USAGE)));
+            return Err(misused("none of these is in a VM", "a file in a VM is written NAME:PATH"));
         }
         let home = Home::from_env()?;
         let options = Options { follow: self.follow_links, user: self.user, directory: sources.len() > 1 };

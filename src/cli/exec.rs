@@ -5,8 +5,8 @@ use std::io::IsTerminal;
 use anyhow::{Result, anyhow};
 use argh::{ArgsInfo, FromArgs};
 
-use super::Quiet;
 use super::terminal::Raw;
+use super::{Quiet, misused};
 use crate::protocol::agent::Exec as Wanted;
 use crate::vm::exec;
 use crate::vm::home::Home;
@@ -46,16 +46,19 @@ pub fn variable(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// A guest's command without the mark between puter's words and its own, which argh leaves.
+pub fn unmarked(mut command: Vec<String>) -> Vec<String> {
+    if command.first().is_some_and(|first| first == "--") {
+        command.remove(0);
+    }
+    command
+}
+
 impl Exec {
     pub fn run(self) -> Result<()> {
-        let command: Vec<String> = match self.command.split_first() {
-            // argh leaves the mark between puter's words and the command's.
-            Some((first, rest)) if first == "--" => rest.to_vec(),
-            _ => self.command,
-        };
+        let command = unmarked(self.command);
         if command.is_empty() {
-            eprintln!("puter: no command is named\nhint: puter exec {} -- COMMAND", self.name);
-            return Err(anyhow!(Quiet(crate::USAGE)));
+            return Err(misused("no command is named", &format!("puter exec {} -- COMMAND", self.name)));
         }
         let home = Home::from_env()?;
         running(&home, &self.name)?;

@@ -230,6 +230,12 @@ impl std::fmt::Display for Quiet {
 
 impl std::error::Error for Quiet {}
 
+/// A command line that lacks something: told with the way out, and exit code 2.
+fn misused(what: &str, hint: &str) -> anyhow::Error {
+    eprintln!("puter: {what}\nhint: {hint}");
+    anyhow!(Quiet(USAGE))
+}
+
 /// Runs `work` with the home made and the settings read.
 fn with_context<T>(work: impl FnOnce(&Context) -> Result<T>) -> Result<T> {
     let home = Home::from_env()?;
@@ -245,8 +251,7 @@ fn with_context<T>(work: impl FnOnce(&Context) -> Result<T>) -> Result<T> {
 /// Does `work` for each name, side by side. All are tried; the errors are told one by one.
 fn each<T: Send>(names: &[String], work: impl Fn(&str) -> Result<T> + Sync) -> Result<Vec<T>> {
     if names.is_empty() {
-        eprintln!("puter: no VM is named\nhint: `puter list` shows the VMs");
-        return Err(anyhow!(Quiet(USAGE)));
+        return Err(misused("no VM is named", "`puter list` shows the VMs"));
     }
     for (index, name) in names.iter().enumerate() {
         if names[..index].contains(name) {

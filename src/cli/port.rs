@@ -5,7 +5,7 @@ use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
 
 use super::progress::Progress;
-use super::{Quiet, output, with_context};
+use super::{misused, output, with_context};
 use crate::vm::Hint;
 use crate::vm::home::Home;
 use crate::vm::lifecycle::{self, Change, Context, Line};
@@ -78,8 +78,10 @@ impl Port {
 
 fn change(name: &str, verb: &str, specs: Vec<Forward>, make: impl Fn(Vec<Forward>) -> Change) -> Result<()> {
     if specs.is_empty() {
-        eprintln!("puter: no port is named\nhint: puter port {verb} {name} [ADDRESS:]HOSTPORT:GUESTPORT[/tcp|/udp]");
-        return Err(anyhow!(Quiet(crate::USAGE)));
+        return Err(misused(
+            "no port is named",
+            &format!("puter port {verb} {name} [ADDRESS:]HOSTPORT:GUESTPORT[/tcp|/udp]"),
+        ));
     }
     with_context(|context| {
         let vm = lifecycle::publish(context, name, &make(specs.clone()))?;

@@ -1,9 +1,9 @@
 //! `puter set`.
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use argh::{ArgsInfo, FromArgs};
 
-use super::{Quiet, each, output, size, with_context, yes_or_no};
+use super::{each, misused, output, size, with_context, yes_or_no};
 use crate::vm::lifecycle::{self, StartOptions};
 use crate::vm::port::Forward;
 use crate::vm::settings::show_size;
@@ -53,8 +53,7 @@ pub struct Set {
 impl Set {
     pub fn run(self) -> Result<()> {
         if self.no_publish && !self.publish.is_empty() {
-            eprintln!("puter: --publish and --no-publish exclude one another\nhint: give one of them");
-            return Err(anyhow!(Quiet(crate::USAGE)));
+            return Err(misused("--publish and --no-publish exclude one another", "give one of them"));
         }
         let options = StartOptions {
             cpus: self.cpus,
@@ -68,8 +67,7 @@ impl Set {
             ..StartOptions::default()
         };
         if options == StartOptions::default() {
-            eprintln!("puter: nothing to change is named\nhint: `puter set --help` shows what can be changed");
-            return Err(anyhow!(Quiet(crate::USAGE)));
+            return Err(misused("nothing to change is named", "`puter set --help` shows what can be changed"));
         }
         super::port::check_for(&self.names, options.ports.as_deref())?;
         with_context(|context| {

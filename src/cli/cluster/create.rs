@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use argh::{ArgsInfo, FromArgs};
 
-use super::super::{output, size, with_context};
-use super::{as_json, began, conclude, tell_began, usage};
+use super::super::{misused, output, size, with_context};
+use super::{as_json, began, conclude, tell_began};
 use crate::vm::cluster::{self, Role};
 use crate::vm::port::Forward;
 
@@ -57,12 +57,12 @@ impl Create {
     pub fn run(self) -> Result<()> {
         let (wanted, again) = match (&self.file, self.count) {
             (Some(_), Some(_)) => {
-                return Err(usage("--count and --file exclude each other", "write count into the file"));
+                return Err(misused("--count and --file exclude each other", "write count into the file"));
             }
             (Some(file), None) => {
                 let bare = self.image.is_none() && self.cpus.is_none() && self.memory.is_none() && self.disk.is_none();
                 if !bare || !self.publish.is_empty() || self.run.is_some() {
-                    return Err(usage(
+                    return Err(misused(
                         "a file says itself what its members are",
                         "leave the options out, or write them into the file",
                     ));
@@ -73,14 +73,14 @@ impl Create {
             }
             (None, count) => {
                 let Some(name) = self.name else {
-                    return Err(usage(
+                    return Err(misused(
                         "no name is given for the cluster",
                         "puter cluster create NAME --count N, or --file FILE",
                     ));
                 };
                 let Some(count) = count else {
                     let hint = format!("puter cluster create {name} --count N, or --file FILE");
-                    return Err(usage("neither a count nor a file is given", &hint));
+                    return Err(misused("neither a count nor a file is given", &hint));
                 };
                 let node = Role {
                     name: "node".into(),

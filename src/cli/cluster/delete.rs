@@ -5,8 +5,8 @@ use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
 
 use super::super::{output, with_context};
-use super::{as_json, conclude};
-use crate::vm::cluster::{self, Member};
+use super::{as_json, conclude, tell_deleted};
+use crate::vm::cluster;
 
 /// Delete a cluster with its VMs and their disks. There is no way back.
 #[derive(ArgsInfo, FromArgs)]
@@ -29,12 +29,7 @@ pub struct Delete {
 impl Delete {
     pub fn run(self) -> Result<()> {
         with_context(|context| {
-            let tell = |member: &Member, result: &Result<()>| {
-                if let (false, Ok(())) = (self.json, result) {
-                    output::print(&format!("{}: deleted", member.member));
-                }
-            };
-            let done = cluster::delete(context, &self.name, self.force, self.snapshots, &tell)?;
+            let done = cluster::delete(context, &self.name, self.force, self.snapshots, &tell_deleted(self.json))?;
             let whole = done.iter().all(|one| one.result.is_ok());
             if self.json {
                 let all: Vec<_> = done.iter().map(|one| as_json(one, |()| json!({}))).collect();

@@ -7,8 +7,8 @@ use anyhow::{Result, anyhow};
 use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
 
-use super::super::{Quiet, exec, output, show_error};
-use super::{as_json, usage};
+use super::super::{Quiet, exec, misused, output, show_error};
+use super::as_json;
 use crate::protocol::agent::Exec as Wanted;
 use crate::vm::cluster::{self, Member, Outcome, Outputs, Target};
 use crate::vm::files::plain;
@@ -41,12 +41,9 @@ pub struct Exec {
 
 impl Exec {
     pub fn run(self) -> Result<()> {
-        let command: Vec<String> = match self.command.split_first() {
-            Some((first, rest)) if first == "--" => rest.to_vec(),
-            _ => self.command,
-        };
+        let command = exec::unmarked(self.command);
         if command.is_empty() {
-            return Err(usage("no command is named", &format!("puter cluster exec {} -- COMMAND", self.target)));
+            return Err(misused("no command is named", &format!("puter cluster exec {} -- COMMAND", self.target)));
         }
         let home = Home::from_env()?;
         let environment = self.env;

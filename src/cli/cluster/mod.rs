@@ -20,7 +20,7 @@ use anyhow::{Result, anyhow};
 use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
 
-use super::{Quiet, output, show_error};
+use super::{output, show_error};
 use crate::vm::cluster::{Began, Member, Outcome, Target};
 use crate::vm::lifecycle::Restored;
 
@@ -79,12 +79,6 @@ impl Cluster {
     }
 }
 
-/// A command line that lacks something: told with the way out, and exit code 2.
-fn usage(what: &str, hint: &str) -> anyhow::Error {
-    eprintln!("puter: {what}\nhint: {hint}");
-    anyhow!(Quiet(crate::USAGE))
-}
-
 /// Reads the positional that says which members are meant.
 fn target(text: &str) -> Result<Target, String> {
     text.parse().map_err(|why| format!("{why}; it is written NAME, NAME:ROLE or NAME:MEMBER"))
@@ -99,6 +93,15 @@ fn tell_began(json: bool) -> impl Fn(&Member, &Result<Began>) + Sync {
                 false => format!("runs at {} ({:.1} s)", began.ip, began.took.as_secs_f64()),
             };
             output::print(&format!("{}: {how}", member.member));
+        }
+    }
+}
+
+/// Tells that a member is deleted.
+fn tell_deleted(json: bool) -> impl Fn(&Member, &Result<()>) + Sync {
+    move |member, result| {
+        if let (false, Ok(())) = (json, result) {
+            output::print(&format!("{}: deleted", member.member));
         }
     }
 }

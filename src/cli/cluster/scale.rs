@@ -7,8 +7,8 @@ use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
 
 use super::super::{output, with_context};
-use super::{as_json, began, conclude, tell_began};
-use crate::vm::cluster::{self, Member};
+use super::{as_json, began, conclude, tell_began, tell_deleted};
+use crate::vm::cluster;
 
 /// Give a role another number of members. New ones start; where there are too many the last are stopped and deleted.
 #[derive(ArgsInfo, FromArgs)]
@@ -37,13 +37,9 @@ impl Scale {
     pub fn run(self) -> Result<()> {
         with_context(|context| {
             let timeout = self.timeout.map_or(context.settings.stop_timeout, Duration::from_secs);
-            let gone = |member: &Member, result: &Result<()>| {
-                if let (false, Ok(())) = (self.json, result) {
-                    output::print(&format!("{}: deleted", member.member));
-                }
-            };
             let (role, count) = &self.size;
-            let done = cluster::scale(context, &self.name, role, *count, timeout, (&tell_began(self.json), &gone))?;
+            let (runs, gone) = (tell_began(self.json), tell_deleted(self.json));
+            let done = cluster::scale(context, &self.name, role, *count, timeout, (&runs, &gone))?;
             if self.json {
                 let started: Vec<_> = done.started.iter().map(|one| as_json(one, began)).collect();
                 let removed: Vec<_> = done.removed.iter().map(|one| as_json(one, |()| json!({}))).collect();

@@ -9,7 +9,7 @@ mod pull;
 use anyhow::{Result, anyhow};
 use argh::{ArgsInfo, FromArgs};
 
-use super::{Quiet, show_error};
+use super::{misused, show_error};
 use crate::vm::cancel;
 use crate::vm::snapshots::User;
 
@@ -50,8 +50,7 @@ impl Image {
 fn each<T>(images: &[String], mut work: impl FnMut(&str) -> Result<T>) -> Result<(Vec<T>, usize)> {
     match images {
         [] => {
-            eprintln!("puter: no image is named\nhint: `puter image list` shows the images");
-            return Err(anyhow!(Quiet(crate::USAGE)));
+            return Err(misused("no image is named", "`puter image list` shows the images"));
         }
         [one] => return work(one).map(|done| (vec![done], 0)),
         _ => {}

@@ -12,7 +12,9 @@ use super::{AT_ONCE, Outcome, existing, for_each, whole, wrong};
 use crate::failpoint::reach;
 use crate::protocol::address::check_vm_name;
 use crate::vm::home::Home;
-use crate::vm::lifecycle::{self, Context, RestoreOptions, Restored, SnapshotOptions, Taken, Together, unix_now};
+use crate::vm::lifecycle::{
+    self, AnotherFailed, Context, RestoreOptions, Restored, SnapshotOptions, Taken, Together, unix_now,
+};
 use crate::vm::snapshots::{self, Reference, Snapshot, check_name};
 use crate::vm::state::Origin;
 use crate::vm::{Hint, files};
@@ -138,7 +140,8 @@ fn take(context: &Context, cluster: &Cluster, options: &SnapshotOptions) -> Resu
         // The first cause, not what it led to.
         let errors = outcomes.into_iter().filter_map(|one| one.result.err());
         let mut errors: Vec<anyhow::Error> = errors.collect();
-        let cause = errors.iter().position(|error| !format!("{error:#}").contains("of another member")).unwrap_or(0);
+        let led_to = |error: &anyhow::Error| error.chain().any(|cause| cause.is::<AnotherFailed>());
+        let cause = errors.iter().position(|error| !led_to(error)).unwrap_or(0);
         return Err(errors.swap_remove(cause)).with_context(|| format!("no snapshot of '{name}' is taken"));
     }
     let ids = outcomes.iter().filter_map(|one| {

@@ -20,7 +20,7 @@ pub use restore::{RestoreOptions, Restored, clone, clone_check, clone_source, cl
 pub use snapshot::{SnapshotOptions, Taken, snapshot, snapshot_together, watch_over};
 pub use start::{StartOptions, Started, change, check_resources, finish, restart, start};
 pub use stop::{Stopped, stop};
-pub use together::Together;
+pub use together::{AnotherFailed, Together};
 
 use super::home::Home;
 use super::settings::Settings;

@@ -21,6 +21,18 @@ pub enum Point {
     Written,
 }
 
+/// The error of a part that another's failure ended.
+#[derive(Debug)]
+pub struct AnotherFailed;
+
+impl std::fmt::Display for AnotherFailed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the snapshot of another member failed")
+    }
+}
+
+impl std::error::Error for AnotherFailed {}
+
 /// Where the snapshots of several machines wait for each other: all stand still before the first is written, and none
 /// goes on before the last has been.
 #[derive(Debug)]
@@ -56,7 +68,7 @@ impl Together {
         self.changed.notify_all();
         while arrived.at[place] < self.members {
             if arrived.failed {
-                bail!("the snapshot of another member failed");
+                bail!(AnotherFailed);
             }
             cancel::check()?;
             let waited = self.changed.wait_timeout(arrived, TURN);
@@ -131,6 +143,9 @@ mod tests {
             let threads: Vec<_> = (0..3).map(work).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
+        let led_to: Vec<bool> =
+            results.iter().map(|result| result.as_ref().unwrap_err().is::<AnotherFailed>()).collect();
+        assert_eq!(led_to, [true, false, true]);
         let said: Vec<String> = results.into_iter().map(|result| result.unwrap_err().to_string()).collect();
         assert_eq!(said, ["the snapshot of another member failed", "no room", "the snapshot of another member failed"]);
     }

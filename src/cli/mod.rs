@@ -263,7 +263,7 @@ fn each<T: Send>(names: &[String], work: impl Fn(&str) -> Result<T> + Sync) -> R
     }
     let mut done = Vec::new();
     let mut failed = 0;
-    for result in crate::vm::cluster::side_by_side(names, names.len(), |name| work(name)) {
+    for result in crate::vm::parallel::side_by_side(names, names.len(), |name| work(name)) {
         match result.unwrap_or_else(|| Err(anyhow!("the thread of a VM panicked"))) {
             Ok(value) => done.push(value),
             Err(error) => {

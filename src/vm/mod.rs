@@ -18,6 +18,7 @@ pub mod key;
 pub mod lifecycle;
 pub mod machine;
 pub mod monitor;
+pub mod parallel;
 pub mod port;
 pub mod records;
 pub mod service;

@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 use super::bridge::Settings;
 use crate::net::link::Link;
 use crate::net::nft::Joint;
-use crate::protocol::address::{MAX_INTERFACE_NAME, Mac};
+use crate::protocol::address::{MAX_INTERFACE_NAME, Mac, short_hash};
 
 /// The most ports of a bridge (BR_MAX_PORTS, net/bridge/br_private.h; number 0 is none).
 pub const MAX_PORTS: usize = 1023;
 /// The most further bridges.
 const MOST: u32 = 512;
-/// How many letters of the first bridge's name one that must be shortened keeps, and digits of its hash.
+/// How many letters of the first bridge's name one that must be shortened keeps.
 const KEPT: usize = 5;
 
 /// An interface's part in a further bridge.
@@ -48,9 +48,7 @@ pub fn names(first: &str, number: u32) -> Joint {
     let stem = if first.len() + suffix.len() < MAX_INTERFACE_NAME {
         first.to_owned()
     } else {
-        // FNV-1a, 32 bits, as for TAPs.
-        let hash = first.bytes().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
-        format!("{}{:05x}", &first[..KEPT], hash & 0xf_ffff)
+        format!("{}{}", &first[..KEPT], short_hash(first))
     };
     let bridge = format!("{stem}{suffix}");
     Joint { near: format!("{bridge}a"), far: format!("{bridge}b"), bridge }

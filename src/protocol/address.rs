@@ -234,9 +234,14 @@ pub fn tap_name(vm: &str) -> String {
     if whole.len() <= MAX_INTERFACE_NAME {
         return whole;
     }
-    // FNV-1a, 32 bits: short, stable over versions, and no secret depends on it.
-    let hash = vm.bytes().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
-    format!("{TAP_PREFIX}{}_{:05x}", &vm[..6], hash & 0xf_ffff)
+    format!("{TAP_PREFIX}{}_{}", &vm[..6], short_hash(vm))
+}
+
+/// Five digits that stand for the rest of a name that is too long for the kernel. FNV-1a, 32 bits: stable over versions,
+/// and no secret depends on it.
+pub fn short_hash(name: &str) -> String {
+    let hash = name.bytes().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+    format!("{:05x}", hash & 0xf_ffff)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 
-use super::model::{Cluster, Member};
+use super::model::{Cluster, Member, vm_name};
 use super::run::{Began, Tell, check_names, start_locked, stop_member};
 use super::store::{locked, strays, whole};
 use super::{AT_ONCE, Outcome, existing, for_each, wrong};
@@ -54,7 +54,7 @@ pub fn delete(
 fn all(home: &Home, name: &str, cluster: Option<&Cluster>) -> Result<Vec<Member>> {
     let mut members = cluster.map_or(Vec::new(), Cluster::members);
     for vm in strays(home, name, &members)? {
-        let (member, role) = (vm.strip_prefix(&format!("{name}-")).unwrap_or(&vm).to_string(), String::new());
+        let (member, role) = (vm.strip_prefix(&vm_name(name, "")).unwrap_or(&vm).to_string(), String::new());
         members.push(Member { member, role, number: 0, vm, cluster: name.into() });
     }
     // One whose state is damaged counts as there, one that is another's does not.
@@ -156,8 +156,8 @@ pub fn scale(
             cluster.members().into_iter().filter(|member| member.role == role).collect()
         };
         let Some(at) = cluster.roles.iter().position(|one| one.name == role) else {
-            let all: Vec<&str> = cluster.roles.iter().map(|role| role.name.as_str()).collect();
-            return Err(anyhow!("'{name}' has no role '{role}'")).hint(format!("its roles are {}", all.join(", ")));
+            return Err(anyhow!("'{name}' has no role '{role}'"))
+                .hint(format!("its roles are {}", cluster.role_names()));
         };
         let mut wanted = cluster.clone();
         wanted.roles[at].count = count;
@@ -165,15 +165,14 @@ pub fn scale(
         check_names(context, &wanted)?;
         let mut scaled = Scaled::default();
         let keep = usize::try_from(count)?;
-        let mut surplus: Vec<Member> = of_role(&cluster).into_iter().skip(keep).collect();
+        let too_many: Vec<Member> = of_role(&cluster).into_iter().skip(keep).collect();
         // Also those that a command left which was killed before it could write them down.
         let beyond = |member: &Member| {
             member.role.is_empty()
                 && member.member.strip_prefix(role).is_some_and(|n| n.parse::<u32>().is_ok_and(|n| n > count))
         };
-        surplus.extend(all(home, name, Some(&cluster))?.into_iter().filter(beyond));
-        let there = all(home, name, Some(&cluster))?;
-        surplus.retain(|member| there.iter().any(|other| other.vm == member.vm));
+        let mut surplus = all(home, name, Some(&cluster))?;
+        surplus.retain(|member| too_many.contains(member) || beyond(member));
         if !surplus.is_empty() {
             check(home, &surplus, true, false, "")?;
             let work = |member: &Member| -> Result<()> {

@@ -12,7 +12,7 @@ use crate::vm::port::{self, Forward};
 
 /// Version of the record's layout; a newer one is never touched.
 pub const SCHEMA: u32 = 1;
-/// Members of one cluster: a bridge has no more ports.
+/// Members of one cluster: each waits for all others when all are to stand still.
 pub const MOST_MEMBERS: u32 = 1000;
 /// Roles of one cluster.
 pub const MOST_ROLES: usize = 100;
@@ -71,10 +71,15 @@ pub struct Member {
     pub cluster: String,
 }
 
+/// The name of a member's VM.
+pub(super) fn vm_name(cluster: &str, member: &str) -> String {
+    format!("{cluster}-{member}")
+}
+
 impl Member {
     fn new(cluster: &str, role: &str, number: u32) -> Member {
         let member = format!("{role}{number}");
-        Member { vm: format!("{cluster}-{member}"), member, role: role.into(), number, cluster: cluster.into() }
+        Member { vm: vm_name(cluster, &member), member, role: role.into(), number, cluster: cluster.into() }
     }
 
     /// Its place, as the VM's state and puterd know it.
@@ -92,6 +97,11 @@ impl Cluster {
     pub fn members(&self) -> Vec<Member> {
         let of = |role: &Role| (1..=role.count).map(|n| Member::new(&self.name, &role.name, n)).collect::<Vec<_>>();
         self.roles.iter().flat_map(of).collect()
+    }
+
+    /// The roles' names, as they are shown.
+    pub(super) fn role_names(&self) -> String {
+        self.roles.iter().map(|role| role.name.as_str()).collect::<Vec<_>>().join(", ")
     }
 
     /// The role of this name.
@@ -133,7 +143,7 @@ impl Cluster {
         if all > MOST_MEMBERS.into() {
             return Err(wrong(
                 format!("{all} members are too many for one cluster"),
-                format!("a cluster may have up to {MOST_MEMBERS}: the bridge has no more ports"),
+                format!("a cluster may have up to {MOST_MEMBERS}"),
             ));
         }
         let ports: Vec<Forward> = self.roles.iter().flat_map(|role| role.publish.iter().copied()).collect();
@@ -179,11 +189,10 @@ impl Cluster {
         let names: Vec<String> = (1..=role.count.min(2)).map(|n| Member::new(&self.name, &role.name, n).vm).collect();
         port::check_for(&names, &role.publish).map_err(|(what, hint)| wrong(what, hint))?;
         for (at, name) in role.after.iter().enumerate() {
-            let all = || self.roles.iter().map(|role| role.name.as_str()).collect::<Vec<_>>().join(", ");
             if self.role(name).is_none() {
                 return Err(wrong(
                     format!("there is no role '{name}' that it could come after"),
-                    format!("there are: {}", all()),
+                    format!("there are: {}", self.role_names()),
                 ));
             }
             if role.after[..at].contains(name) {
@@ -282,11 +291,10 @@ impl Target {
             members.retain(|member| member.role == *part || member.member == *part);
         }
         if members.is_empty() && self.part.as_ref().is_none_or(|part| cluster.role(part).is_none()) {
-            let names: Vec<&str> = cluster.roles.iter().map(|role| role.name.as_str()).collect();
             let part = self.part.as_deref().unwrap_or_default();
             return Err(anyhow!("'{}' has neither a role nor a member '{part}'", cluster.name)).hint(format!(
                 "its roles are {}; `puter cluster status {}` shows its members",
-                names.join(", "),
+                cluster.role_names(),
                 cluster.name
             ));
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, anyhow};
 use serde::{Deserialize, Serialize};
 
-use super::model::{Cluster, Member, Role};
+use super::model::{Cluster, Member, Role, vm_name};
 use super::run::{Tell, check_names};
 use super::store::{locked, machine};
 use super::{AT_ONCE, Outcome, existing, for_each, whole, wrong};
@@ -58,6 +58,11 @@ impl std::fmt::Display for CutName {
 }
 
 impl Cut {
+    /// The members' snapshots, whether they are there or not.
+    fn origins(&self, cluster: &str) -> impl Iterator<Item = Origin> {
+        self.members.iter().map(move |(member, id)| Origin { vm: vm_name(cluster, member), id: id.clone() })
+    }
+
     fn origin(&self, member: &Member) -> Result<Origin> {
         let id = self.members.get(&member.member);
         let id = id.with_context(|| format!("the snapshot '{}' has no member '{}'", self.name, member.member))?;
@@ -92,15 +97,8 @@ pub fn snapshot(context: &Context, name: &str, label: Option<&str>, disk_only: b
         let options = SnapshotOptions { name: label.map(String::from), disk_only, automatic: false };
         let mut cluster = whole(context.home, name)?;
         // What somebody has removed member by member is no snapshot of the whole any more.
-        let there = |cluster: &Cluster, cut: &Cut| {
-            let origins = cut
-                .members
-                .iter()
-                .map(|(member, id)| Origin { vm: format!("{}-{member}", cluster.name), id: id.clone() });
-            origins.into_iter().any(|origin| snapshots::load(context.home, &origin).is_ok())
-        };
-        let kept: Vec<Cut> = cluster.snapshots.iter().filter(|cut| there(&cluster, cut)).cloned().collect();
-        cluster.snapshots = kept;
+        let is_there = |origin: Origin| snapshots::load(context.home, &origin).is_ok();
+        cluster.snapshots.retain(|cut| cut.origins(name).any(is_there));
         if let Some(label) = label {
             check_name(label).map_err(anyhow::Error::msg)?;
             if cluster.snapshots.iter().any(|cut| cut.name == label) {
@@ -361,10 +359,7 @@ fn clear(context: &Context, cluster: &Cluster) -> Result<()> {
 /// When there is no such cluster.
 pub fn cuts(home: &Home, name: &str) -> Result<Vec<(Cut, bool)>> {
     let cluster = existing(home, name)?;
-    let is_whole = |cut: &Cut| {
-        let mut all = cut.members.iter().map(|(member, id)| Origin { vm: format!("{name}-{member}"), id: id.clone() });
-        all.all(|origin| snapshots::load(home, &origin).is_ok())
-    };
+    let is_whole = |cut: &Cut| cut.origins(name).all(|origin| snapshots::load(home, &origin).is_ok());
     Ok(cluster.snapshots.into_iter().map(|cut| (cut.clone(), is_whole(&cut))).collect())
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Result, anyhow};
 
 use super::model::{Member, Target};
 use super::run::member_that_runs;
-use super::{ASKED_AT_ONCE, Outcome, existing, for_each};
+use super::{Outcome, existing, for_each};
 use crate::vm::agent::Agent;
 use crate::vm::home::Home;
 use crate::vm::{Hint, cancel};
@@ -75,7 +75,7 @@ pub fn wait(home: &Home, target: &Target, sign: Sign, limit: Duration) -> Result
         std::thread::sleep(PAUSE.min(left));
     };
     // All of them at once: one that is never ready is to take no turn of another.
-    Ok(for_each(&members, members.len().max(ASKED_AT_ONCE), work, &|_, _| {}))
+    Ok(for_each(&members, members.len(), work, &|_, _| {}))
 }
 
 fn look(home: &Home, member: &Member, sign: Sign, left: Duration) -> Result<()> {

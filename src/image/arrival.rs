@@ -6,13 +6,10 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use super::digest::Digest;
+use super::progress::TICK;
 use super::registry::Stop;
-
-/// How often one who waits looks whether it is time to stop.
-const TICK: Duration = Duration::from_millis(50);
 
 /// The layers that a pull downloads, by their digests.
 pub(crate) type Arrivals = BTreeMap<Digest, Arc<Arrival>>;
@@ -97,12 +94,11 @@ impl Arriving {
         let mut state = self.arrival.state();
         loop {
             if let Some(path) = &state.whole {
-                let file = match self.file.take() {
+                let file = match &self.file {
                     Some(file) => file,
-                    None => Arc::new(File::open(path)?),
+                    None => self.file.insert(Arc::new(File::open(path)?)),
                 };
-                self.file = Some(file.clone());
-                return Ok((file, self.length));
+                return Ok((file.clone(), self.length));
             }
             match &state.file {
                 Some(file) if state.bytes > self.at => return Ok((file.clone(), state.bytes)),

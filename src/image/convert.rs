@@ -15,7 +15,7 @@ use super::digest::{Digest, Hasher};
 use super::files::{self, Directory};
 use super::filesystem::{Builder, Files};
 use super::kernel;
-use super::progress::{Cancelled, Progress, PullOptions, Stage};
+use super::progress::{Cancelled, Progress, PullOptions, Stage, TICK};
 use super::source::{Layer, Plan};
 use super::store::{Record, VERSION};
 use crate::failpoint::reach;
@@ -23,8 +23,6 @@ use crate::failpoint::reach;
 const CHUNK: usize = 256 << 10;
 /// Chunks between the threads: this bounds the memory, whatever the layer.
 const CHUNKS: usize = 8;
-/// How often one who waits for bytes looks around.
-const TICK: Duration = Duration::from_millis(50);
 
 const INITS: [&str; 4] = ["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/init"];
 const AGENTS: [&str; 4] =

@@ -4,13 +4,13 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::digest::Digest;
+use super::progress::TICK;
 
 /// The paths inside `images/`.
 #[derive(Debug, Clone)]
@@ -115,7 +115,7 @@ pub(crate) fn lock(path: &Path, check: &dyn Fn() -> Result<()>) -> Result<File> 
         let file = open_lock(path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),
-            Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::sleep(Duration::from_millis(50)),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::sleep(TICK),
             Err(error) => return Err(error).with_context(|| format!("cannot lock {}", path.display())),
         }
     }

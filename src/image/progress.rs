@@ -7,6 +7,9 @@ use super::digest::Digest;
 use super::mirror::Mirrors;
 use super::tls::usual_directories;
 
+/// How often one who waits looks around: whether it is time to stop, and what there is to tell.
+pub(crate) const TICK: Duration = Duration::from_millis(50);
+
 /// What a pull is busy with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {

@@ -16,15 +16,13 @@ use super::convert::{self, Beside};
 use super::digest::Digest;
 use super::files::{self, Directory};
 use super::manifest::{self, Document, MAX_CONFIG, Manifest};
-use super::progress::{Cancelled, Progress, PullOptions, Stage, is_cancelled};
+use super::progress::{Cancelled, Progress, PullOptions, Stage, TICK, is_cancelled};
 use super::reference::{Reference, RegistryReference};
 use super::registry::{Registry, Stop};
 use super::source::{Layer, Plan, check_total};
 use super::store::{Hold, Store};
 use super::{docker_archive, mirror, oci_layout};
 
-/// How often the caller is asked whether it wants to go on.
-const TICK: Duration = Duration::from_millis(50);
 /// How long a thread that was told to stop is waited for.
 const FAREWELL: Duration = Duration::from_millis(300);
 

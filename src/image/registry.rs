@@ -15,7 +15,7 @@ use super::digest::Digest;
 use super::http::{Client, Request, Transport, text_header};
 use super::manifest::{ACCEPT, MAX_MANIFEST};
 use super::patience::{self, retry_after};
-use super::progress::{Cancelled, PullOptions};
+use super::progress::{Cancelled, PullOptions, TICK};
 use super::reference::RegistryReference;
 use super::url::Url;
 
@@ -54,7 +54,7 @@ impl Stop {
             if left.is_zero() {
                 return Ok(());
             }
-            std::thread::sleep(left.min(Duration::from_millis(50)));
+            std::thread::sleep(left.min(TICK));
         }
     }
 }

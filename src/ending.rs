@@ -1,4 +1,4 @@
-//! Processes that were shot and have not let go of their files yet.
+//! Processes that have ended, and those that were shot and have not let go of their files yet.
 //!
 //! A thread that is within a call to the kernel, a change of nf_tables say, ends only after that; until then what the
 //! process listened on still takes connections, and what it had locked is locked.
@@ -14,14 +14,28 @@ use rustix::net::sockopt::socket_peercred;
 /// How long one may take to end.
 pub const LIMIT: Duration = Duration::from_secs(10);
 
+/// When the process started, in clock ticks since boot; `None` where there is no such process or only its remains
+/// wait to be reaped (proc_pid_stat(5), fields 3 and 22).
+pub fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    parse_stat(&stat)
+}
+
+fn parse_stat(stat: &str) -> Option<u64> {
+    // The second field is the program's name, in parentheses, and may itself hold any character.
+    let fields: Vec<&str> = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace().collect();
+    match *fields.first()? {
+        "Z" | "X" => None,
+        _ => fields.get(19)?.parse().ok(),
+    }
+}
+
 /// Whether a process has been shot and is still there (proc(5): no command line is left, and there is more than a zombie).
 pub fn is_ending(pid: u32) -> bool {
     let proc = Path::new("/proc").join(pid.to_string());
     let without_memory = fs::read(proc.join("cmdline")).is_ok_and(|line| line.is_empty());
     let threads = fs::read_dir(proc.join("task")).map_or(0, Iterator::count);
-    let stat = fs::read_to_string(proc.join("stat")).unwrap_or_default();
-    let zombie = stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']));
-    without_memory && (threads > 1 || threads == 1 && !zombie)
+    without_memory && (threads > 1 || threads == 1 && start_time(pid).is_some())
 }
 
 /// Connects to whoever listens on `path`; one who is ending is waited for, and whoever listens then is asked.
@@ -46,6 +60,16 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+
+    #[test]
+    fn a_stat_line_is_read_whatever_the_programs_name() {
+        let rest = (5..=21).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
+        assert_eq!(parse_stat(&format!("7 (a) b) S 1 {rest} 4242 0")), Some(4242));
+        assert_eq!(parse_stat(&format!("7 (a) Z 1 {rest} 4242 0")), None);
+        for bad in ["", "7 (a", "7 (a) S", ")", "7 (a) S 1 2"] {
+            assert_eq!(parse_stat(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn who_lives_and_who_has_ended_is_not_ending() {

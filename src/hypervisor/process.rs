@@ -7,24 +7,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+pub use crate::ending::start_time;
+
 /// How much of the time for ending a process it has to end by itself, at most.
 const GRACE: Duration = Duration::from_secs(3);
-
-/// When the process started, in clock ticks since boot; `None` where there is no such process or only its remains
-/// wait to be reaped (proc_pid_stat(5), fields 3 and 22).
-pub fn start_time(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    parse_stat(&stat)
-}
-
-fn parse_stat(stat: &str) -> Option<u64> {
-    // The second field is the program's name, in parentheses, and may itself hold any character.
-    let fields: Vec<&str> = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace().collect();
-    match *fields.first()? {
-        "Z" | "X" => None,
-        _ => fields.get(19)?.parse().ok(),
-    }
-}
 
 /// Whether the process lives.
 pub fn is_alive(pid: u32, start: u64) -> bool {
@@ -93,16 +79,6 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-
-    #[test]
-    fn a_stat_line_is_read_whatever_the_programs_name() {
-        let rest = (5..=21).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
-        assert_eq!(parse_stat(&format!("7 (a) b) S 1 {rest} 4242 0")), Some(4242));
-        assert_eq!(parse_stat(&format!("7 (a) Z 1 {rest} 4242 0")), None);
-        for bad in ["", "7 (a", "7 (a) S", ")", "7 (a) S 1 2"] {
-            assert_eq!(parse_stat(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn a_process_is_waited_for_and_ended_and_another_with_its_number_is_not() {

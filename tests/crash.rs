@@ -11,6 +11,7 @@ mod images;
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use host::{Host, text};
@@ -101,6 +102,17 @@ fn machine() -> &'static str {
     if xtask::world::hypervisor() == "emulated" { QEMU } else { "cloud-hypervisor --" }
 }
 
+/// Once a start has taken much longer than any does, tells what is going on there: its failure leaves no trace of it.
+fn look_at_what_is_slow(host: &Host, started: &AtomicBool) {
+    let began = std::time::Instant::now();
+    while !started.load(Ordering::SeqCst) {
+        if began.elapsed() > Duration::from_secs(150) {
+            return eprintln!("a start hangs:\n{}", host.look());
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
 /// The next command: it brings the VM to run, and there is one of everything.
 fn mend(host: &Host, what: &str) {
     if host.processes("puterd").is_empty() {
@@ -108,7 +120,13 @@ fn mend(host: &Host, what: &str) {
     }
     // A monitor whose VM was shot puts it in order; a command that comes meanwhile waits for it.
     if status(host) != "running" {
-        let output = run(host, &[], START);
+        let started = AtomicBool::new(false);
+        let output = std::thread::scope(|scope| {
+            scope.spawn(|| look_at_what_is_slow(host, &started));
+            let output = run(host, &[], START);
+            started.store(true, Ordering::SeqCst);
+            output
+        });
         assert!(output.status.success(), "{what}: {}", text(&output.stderr));
     }
     let list = host.json(&["list", "--json"]);

@@ -40,8 +40,12 @@ impl Host {
         self.push(&variable("PUTER_TEST_SMALL_GUEST"), build::GUEST_TAG, "puter/small")
     }
 
-    /// Starts puterd, with the guest that boots fast as the default image.
+    /// Starts puterd, with the guest that boots fast as the default image. One processor is all that it needs, and the
+    /// emulator's are threads of a host that may have two.
     pub fn ready(&self) {
+        let settings = self.world.dir().join("home/.config/puter");
+        output(self.world.command("mkdir").arg("-p").arg(&settings)).unwrap();
+        fs::write(settings.join("config.toml"), "cpus = 1\n").unwrap();
         let image = self.push_small_guest();
         self.ok(&["daemon", "start"]);
         self.ok(&["init", "--image", &image]);
@@ -113,6 +117,14 @@ impl Host {
             assert!(told, "puter {} gives no hint '{hint}': {said}", args.join(" "));
         }
         assert_eq!(text(&output.stdout), "", "a failure prints nothing on stdout");
+    }
+
+    /// What the threads of the world's processes are at: for whoever wonders why nothing goes on.
+    pub fn look(&self) -> String {
+        let script = r#"for t in /proc/[0-9]*/task/*; do
+            echo "${t#/proc/} $(cat $t/comm): $(cut -d ')' -f 2 $t/stat | cut -d ' ' -f 2,12,13) $(cat $t/wchan)"
+        done"#;
+        output(self.world.root("sh").args(["-c", script])).unwrap_or_default()
     }
 
     pub fn json(&self, args: &[&str]) -> Value {

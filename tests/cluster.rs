@@ -329,8 +329,8 @@ fn a_whole_cluster_is_kept_restored_and_cloned() {
     // A second cluster of it, with addresses and names of its own.
     let address = |vm: &str| host.json(&["info", vm, "--json"])[0]["ip"].as_str().unwrap().to_string();
     let identity = |vm: &str| host.ok(&["exec", vm, "--", "/bin/busybox", "cat", "/etc/machine-id", "/etc/hostname"]);
-    for (new, source) in [("blue", "red@kept"), ("green", "red")] {
-        host.ok(&["cluster", "clone", source, new]);
+    for (new, more) in [("blue", &["red@kept", "blue"][..]), ("green", &["red", "green", "--isolate"])] {
+        host.ok(&[&["cluster", "clone"], more].concat());
         assert_eq!(status(&host, new), pairs(&[("node1", "running"), ("node2", "running")]));
         let (one, two) = (format!("{new}-node1"), format!("{new}-node2"));
         assert_eq!(resolve(&host, &one, "node2"), Some(address(&two)), "{new}");
@@ -340,6 +340,12 @@ fn a_whole_cluster_is_kept_restored_and_cloned() {
         assert_eq!(sh(&format!("{new}:node2"), "cat /mnt/word"), "node2 | before", "the memory came along");
         assert!(sh(&format!("{new}:node1"), "ping -4 -c 1 -W 5 node2").contains(&address(&two)));
         assert_eq!(host.json(&["info", &one, "--json"])[0]["ports"], Value::Array(Vec::new()));
+    }
+    let ping =
+        |from: &str, to: &str| sh(from, &format!("ping -c 1 -W 2 {} >/dev/null && echo yes || echo no", address(to)));
+    assert_eq!(ping("blue:node1", "red-node1"), "node1 | yes");
+    for (from, to) in [("green:node1", "red-node1"), ("red:node1", "green-node1"), ("blue:node2", "green-node2")] {
+        assert!(ping(from, to).ends_with("| no"), "{from} reaches {to}");
     }
     host.fails(&["cluster", "clone", "red", "blue"], "there is a cluster 'blue' already", "puter cluster delete blue");
     host.fails(&["cluster", "clone", "red@none", "new"], "has no snapshot 'none'", "there are: kept");

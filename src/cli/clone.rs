@@ -25,6 +25,9 @@ pub struct Clone {
     /// copy the disk, so that the new VMs need no snapshot
     #[argh(switch)]
     flatten: bool,
+    /// keep the new VMs and all others from each other; one of an isolated VM is so anyway
+    #[argh(switch)]
+    isolate: bool,
     /// print JSON
     #[argh(switch)]
     json: bool,
@@ -37,7 +40,8 @@ impl Clone {
             return Err(anyhow!("no name is given for the clone"))
                 .hint(format!("puter clone {} NEW [NEW...]", self.source));
         }
-        let options = RestoreOptions { force: false, disk_only: self.disk_only, flatten: self.flatten };
+        let (disk_only, flatten, isolate) = (self.disk_only, self.flatten, self.isolate);
+        let options = RestoreOptions { force: false, disk_only, flatten, isolate };
         with_context(|context| {
             let (snapshot, taken) = lifecycle::clone_source(context, &reference, self.disk_only)?;
             let done = lifecycle::clone_check(context, &snapshot, options).and_then(|kind| {

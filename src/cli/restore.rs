@@ -35,7 +35,7 @@ impl Restore {
             check_name(&snapshot).map_err(|why| anyhow!(why))?;
             reference.which = Some(snapshot);
         }
-        let options = RestoreOptions { force: self.force, disk_only: self.disk_only, flatten: false };
+        let options = RestoreOptions { force: self.force, disk_only: self.disk_only, flatten: false, isolate: false };
         with_context(|context| {
             let restored = lifecycle::restore(context, &reference, options)?;
             if self.json {

@@ -9,7 +9,7 @@ use super::branch;
 use super::network::Network;
 use super::taps::{Alias, Place};
 use crate::net::link::{self, Link};
-use crate::net::nft::{self, Chain, Guest, Joint, Policy};
+use crate::net::nft::{self, Chain, Guest, Isolation, Joint, Policy};
 use crate::net::{Error, Socket};
 use crate::protocol::address::{Mac, TAP_PREFIX};
 
@@ -17,7 +17,11 @@ use crate::protocol::address::{Mac, TAP_PREFIX};
 pub(super) fn guest_of(place: &Place, tap: &str, alias: &Alias) -> Option<Guest> {
     let (address, mac) = (place.subnet.address(alias.id)?, Mac::of_id(alias.id));
     let address6 = place.network6.map(|network| network.address(mac));
-    Some(Guest { tap: tap.to_owned(), mac, address, address6, isolated: alias.isolated })
+    let isolated = alias.isolated.then(|| match &alias.member {
+        Some(member) => Isolation::WithCluster(member.cluster.clone()),
+        None => Isolation::Alone,
+    });
+    Some(Guest { tap: tap.to_owned(), mac, address, address6, isolated })
 }
 
 /// The guests of all TAPs that carry puterd's mark.
@@ -107,10 +111,10 @@ impl Network {
         swept.context("cannot remove the filters of TAPs that are gone")
     }
 
-    /// Begins or ends a guest's isolation in nftables.
-    pub(super) fn isolate(&self, socket: &mut Socket, guest: &Guest) -> Result<()> {
-        match nft::isolate(&self.settings.bridge, guest) {
-            // The table was of no use as long as nobody was isolated.
+    /// Begins or ends a guest's isolation in nftables; `before` is what it was, where there was one.
+    pub(super) fn isolate(&self, socket: &mut Socket, before: Option<&Guest>, guest: &Guest) -> Result<()> {
+        match nft::isolate(&self.settings.bridge, before, guest) {
+            // The table was of no use as long as nobody was isolated, or others have been at it.
             Err(error) if error.errno == rustix::io::Errno::NOENT => {
                 let links = link::list(socket).context("cannot list the interfaces")?;
                 let mut all = guests(&self.place(), &links);

@@ -163,8 +163,8 @@ impl Network {
         if astray {
             self.attach(socket, link)?;
         }
-        if link.isolated != alias.isolated || astray {
-            link::set_isolated(socket, link.index, alias.isolated)?;
+        if link.isolated != alias.is_alone() || astray {
+            link::set_isolated(socket, link.index, alias.is_alone())?;
         }
         if !link.up {
             link::set_up(socket, link.index)?;
@@ -362,8 +362,11 @@ impl Network {
             Some(_) => nft::guard(&self.settings.bridge, std::slice::from_ref(&guest)),
         };
         guarded.with_context(|| format!("cannot filter the TAP {} in nftables", link.name))?;
-        if alias.isolated || link.isolated || place.marked(link).is_some_and(|former| former.isolated) {
-            self.isolate(socket, &guest).with_context(|| format!("cannot isolate the TAP {}", link.name))?;
+        let before = place.marked(link).and_then(|former| guest_of(&place, &link.name, &former));
+        let before = before.filter(|before| before.isolated.is_some());
+        if before.is_some() || guest.isolated.is_some() {
+            self.isolate(socket, before.as_ref(), &guest)
+                .with_context(|| format!("cannot isolate the TAP {}", link.name))?;
         }
         self.finish(socket, link, &alias).with_context(|| format!("cannot set up the TAP {}", link.name))?;
         let now = link::get(socket, link.index).with_context(|| format!("cannot look at the TAP {}", link.name))?;
@@ -450,8 +453,8 @@ impl Backend for Network {
             if let Some(guest) = guest_of(&place, &link.name, &alias) {
                 // Its filter goes with the next look after the network: the kernel takes its time over that.
                 self.unguarded().push(nft::chain_of(&self.settings.bridge, &guest));
-                let free = Guest { isolated: false, ..guest };
-                if let Some(Err(error)) = alias.isolated.then(|| self.isolate(&mut socket, &free)) {
+                let free = Guest { isolated: None, ..guest.clone() };
+                if let Some(Err(error)) = alias.isolated.then(|| self.isolate(&mut socket, Some(&guest), &free)) {
                     log!("cannot forget the isolation of {}: {error:#}", link.name);
                 }
             }

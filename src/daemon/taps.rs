@@ -20,6 +20,13 @@ pub struct Alias {
     pub member: Option<Membership>,
 }
 
+impl Alias {
+    /// Whether its VM is kept from all others: a member of a cluster is not kept from that.
+    pub fn is_alone(&self) -> bool {
+        self.isolated && self.member.is_none()
+    }
+}
+
 impl fmt::Display for Alias {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "puter:{}:{}:{}", self.vm, self.id, u8::from(self.isolated))?;

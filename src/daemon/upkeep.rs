@@ -220,7 +220,7 @@ impl Network {
 /// Whether a TAP of these bridges is not as its alias says.
 fn is_astray(place: &Place, link: &Link) -> bool {
     let Some(alias) = place.marked(link) else { return false };
-    !place.bridges.holds(link.master) || !link.up || link.isolated != alias.isolated
+    !place.bridges.holds(link.master) || !link.up || link.isolated != alias.is_alone()
 }
 
 impl Kept for Network {

@@ -1,6 +1,7 @@
 //! puter's nftables tables (linux/netfilter/nf_tables.h), all with the same name: one for the bridge, one with a chain
 //! for each TAP, one that keeps isolated TAPs apart. Each table or chain is replaced whole in one batch.
 
+mod cluster;
 mod dump;
 mod foreign;
 mod guard;
@@ -70,15 +71,21 @@ const NFTA_RULE_USERDATA: u16 = 7;
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_SET_TABLE: u16 = 1;
 const NFTA_SET_NAME: u16 = 2;
+const NFTA_SET_FLAGS: u16 = 3;
 const NFTA_SET_KEY_TYPE: u16 = 4;
 const NFTA_SET_KEY_LEN: u16 = 5;
+const NFTA_SET_DATA_TYPE: u16 = 6;
 const NFTA_SET_ID: u16 = 10;
 const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_DATA: u16 = 2;
 
 const PRIORITY_FILTER: i32 = 0;
+/// Each key of the set leads somewhere (NFT_SET_MAP, NFT_DATA_VERDICT).
+const SET_MAP: u32 = 8;
+const DATA_VERDICT: u32 = 0xffff_ff00;
 /// The set of what is isolated: addresses in the bridge's table, interfaces in the one that keeps TAPs apart.
 const ISOLATED: &str = "isolated";
 /// The set of isolated guests' IPv6 addresses.
@@ -86,7 +93,7 @@ const ISOLATED6: &str = "isolated6";
 /// The longest batch in bytes.
 const LONGEST_BATCH: usize = 2 << 20;
 /// How many elements of a set are in one message: a list of them has at most 64 KiB.
-const ELEMENTS_AT_ONCE: usize = 512;
+const ELEMENTS_AT_ONCE: usize = 400;
 
 /// A TAP and what its guest may call itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,8 +104,17 @@ pub struct Guest {
     pub address: Ipv4Addr,
     /// Its IPv6 address besides the one of its link alone, where guests have IPv6.
     pub address6: Option<Ipv6Addr>,
-    /// Whether it is kept from all other guests.
-    pub isolated: bool,
+    /// Whether it is kept from other guests, and from which.
+    pub isolated: Option<Isolation>,
+}
+
+/// From whom a guest is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// All others.
+    Alone,
+    /// All that are not isolated members of this cluster.
+    WithCluster(String),
 }
 
 /// How a further bridge is joined to the first: names of interfaces.
@@ -169,22 +185,54 @@ fn chain(family: u8, table: &str, name: &str, kind: &str, hook: Hook<'_>) -> Mes
     Message::new(NEW_CHAIN, flags::CREATE, &header(family, 0), attributes)
 }
 
-/// A set of keys of this type (as nft(8) numbers them) and length, with a number of its own in its batch.
-fn set(family: u8, table: &str, (name, number): (&str, u32), kind: u32, length: u32) -> Message {
-    let attributes = Attributes::new()
-        .string(NFTA_SET_TABLE, table)
-        .string(NFTA_SET_NAME, name)
-        .be32(NFTA_SET_KEY_TYPE, kind)
-        .be32(NFTA_SET_KEY_LEN, length)
-        .be32(NFTA_SET_ID, number);
+/// What the keys of a set are: a type as nft(8) numbers it, and its length in bytes.
+#[derive(Clone, Copy)]
+struct Kind {
+    number: u32,
+    length: u32,
+}
+
+/// nft(8)'s types `ipv4_addr`, `ipv6_addr`, `ether_addr` and `ifname`.
+const ADDRESS: Kind = Kind { number: 7, length: 4 };
+const ADDRESS6: Kind = Kind { number: 8, length: 16 };
+const MAC: Kind = Kind { number: 9, length: 6 };
+const INTERFACE: Kind = Kind { number: 41, length: 16 };
+
+/// A set of keys, which lead to chains where it is a map, with a number of its own in its batch.
+fn set(family: u8, table: &str, (name, number): (&str, u32), keys: Kind, map: bool) -> Message {
+    let attributes = Attributes::new().string(NFTA_SET_TABLE, table).string(NFTA_SET_NAME, name);
+    let attributes = match map {
+        true => attributes.be32(NFTA_SET_FLAGS, SET_MAP).be32(NFTA_SET_DATA_TYPE, DATA_VERDICT),
+        false => attributes,
+    };
+    let attributes =
+        attributes.be32(NFTA_SET_KEY_TYPE, keys.number).be32(NFTA_SET_KEY_LEN, keys.length).be32(NFTA_SET_ID, number);
     Message::new(NEW_SET, flags::CREATE, &header(family, 0), attributes)
 }
 
-/// Adds keys to a set or takes them away.
-fn elements(family: u8, kind: u16, table: &str, set: &str, keys: &[Vec<u8>]) -> Message {
-    let list = keys.iter().fold(Attributes::new(), |list, key| {
-        let key = Attributes::new().bytes(rule::NFTA_DATA_VALUE, key);
-        list.nest(NFTA_LIST_ELEM, Attributes::new().nest(NFTA_SET_ELEM_KEY, key))
+/// A key of a set, and the chain to which it leads in a map.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Element {
+    key: Vec<u8>,
+    chain: Option<String>,
+}
+
+impl Element {
+    fn of(key: impl Into<Vec<u8>>) -> Element {
+        Element { key: key.into(), chain: None }
+    }
+}
+
+/// Adds elements to a set or takes them away.
+fn elements(family: u8, kind: u16, table: &str, set: &str, all: &[Element]) -> Message {
+    let list = all.iter().fold(Attributes::new(), |list, element| {
+        let key = Attributes::new().bytes(rule::NFTA_DATA_VALUE, &element.key);
+        let one = Attributes::new().nest(NFTA_SET_ELEM_KEY, key);
+        let one = match &element.chain {
+            Some(chain) if kind == NEW_ELEMENT => one.nest(NFTA_SET_ELEM_DATA, rule::jump(chain)),
+            _ => one,
+        };
+        list.nest(NFTA_LIST_ELEM, one)
     });
     let attributes = Attributes::new()
         .string(NFTA_SET_ELEM_LIST_TABLE, table)
@@ -220,11 +268,11 @@ fn commit_with_keys(
     family: u8,
     name: &str,
     mut messages: Vec<Message>,
-    sets: &[(&str, Vec<Vec<u8>>)],
+    sets: &[(&str, Vec<Element>)],
 ) -> Result<(), Error> {
     let mut rest = Vec::new();
-    for (set, keys) in sets {
-        let mut chunks = keys.chunks(ELEMENTS_AT_ONCE).map(|some| elements(family, NEW_ELEMENT, name, set, some));
+    for (set, all) in sets {
+        let mut chunks = all.chunks(ELEMENTS_AT_ONCE).map(|some| elements(family, NEW_ELEMENT, name, set, some));
         messages.extend(chunks.next());
         rest.extend(chunks);
     }
@@ -293,9 +341,10 @@ mod tests {
 
     #[test]
     fn the_longest_list_of_elements_fits_its_attribute() {
-        let keys = vec![vec![0; 16]; ELEMENTS_AT_ONCE];
+        let chain = Some("c".repeat(71));
+        let all = vec![Element { key: vec![0; 16], chain }; ELEMENTS_AT_ONCE];
         let mut bytes = Vec::new();
-        elements(BRIDGE, NEW_ELEMENT, "puter-a-very-long-brid", ISOLATED, &keys).encode(0, 1, &mut bytes);
+        elements(BRIDGE, NEW_ELEMENT, "puter-a-very-long-brid", ISOLATED, &all).encode(0, 1, &mut bytes);
         assert!(bytes.len() < usize::from(u16::MAX), "{}", bytes.len());
     }
 

@@ -129,17 +129,17 @@ fn vms_on_all_bridges_are_one_network() {
 fn isolation_holds_between_all_bridges() {
     let lab = Lab::new();
     let daemon = lab.start(&FOUR);
-    let isolated = |id: u32| [1, 3, 6].contains(&id);
+    let isolated: fn(u32) -> bool = |id| [1, 3, 6].contains(&id);
     let machines: Vec<Machine> = (1..=7).map(|id| Machine::new(&lab, &format!("t{id}"), id, isolated(id))).collect();
     assert_eq!(masters(&lab, 1..=7)[4..], ["puter0-1", "puter0-2", "puter0-2"]);
     let host = frames::inside(lab.host_holder(), || UdpSocket::bind("10.0.0.1:0").unwrap());
     let far = frames::inside(lab.internet_holder(), || UdpSocket::bind((SERVER, 7000)).unwrap());
     far.set_read_timeout(Some(LIMIT)).unwrap();
-    let check = |apart: &dyn Fn(u32) -> bool| {
+    let check = |apart: &dyn Fn(u32, u32) -> bool| {
         for from in &machines {
             for to in machines.iter().filter(|to| to.made.id != from.made.id) {
                 let came = from.reaches_by(to, || frames::drain_after(&to.tap, &host, to.made.ip));
-                let ways = if apart(from.made.id) || apart(to.made.id) { &WAYS[..0] } else { &WAYS[..] };
+                let ways = if apart(from.made.id, to.made.id) { &WAYS[..0] } else { &WAYS[..] };
                 assert_eq!(came, ways, "{} to {}", from.made.vm, to.made.vm);
             }
             // The host and the outside are there for all.
@@ -153,15 +153,28 @@ fn isolation_holds_between_all_bridges() {
             assert_eq!(&text[..size], from.made.vm.as_bytes());
         }
     };
-    check(&isolated);
+    let either = |of: fn(u32) -> bool| move |a: u32, b: u32| of(a) || of(b);
+    check(&either(isolated));
     // It changes while they run, and outlives puterd.
     let _: Tap = lab.json("POST", "/v1/taps", r#"{"vm":"t3","id":3}"#);
     let _: Tap = lab.json("POST", "/v1/taps", r#"{"vm":"t7","id":7,"isolated":true}"#);
-    let now = |id: u32| [1, 6, 7].contains(&id);
-    check(&now);
+    let now: fn(u32) -> bool = |id| [1, 6, 7].contains(&id);
+    check(&either(now));
+    daemon.stop(Signal::KILL);
+    let daemon = lab.start(&FOUR);
+    check(&either(now));
+    // Members on three bridges are kept in their cluster, and the rest from it.
+    for id in [1, 2, 5, 6] {
+        let member =
+            format!(r#"{{"vm":"t{id}","id":{id},"isolated":true,"member":{{"cluster":"k","member":"n{id}"}}}}"#);
+        let _: Tap = lab.json("POST", "/v1/taps", &member);
+    }
+    let inside = |id: u32| [1, 2, 5, 6].contains(&id);
+    let apart = |a: u32, b: u32| inside(a) != inside(b) || a == 7 || b == 7;
+    check(&apart);
     daemon.stop(Signal::KILL);
     let _daemon = lab.start(&FOUR);
-    check(&now);
+    check(&apart);
     // Whoever else is on the first bridge is not taken for the host.
     let stranger = lab.guest("g1", "10.0.0.200");
     lab.run(&stranger, "ip link set eth0 down; ip link set eth0 address 52:54:00:00:00:01; ip link set eth0 up");

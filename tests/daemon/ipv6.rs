@@ -253,4 +253,10 @@ fn isolation_holds_by_ipv6() {
     assert_eq!((reaches(&a, &b), reaches(&b, &a)), ((true, true), (true, true)));
     let _: Tap = lab.json("POST", "/v1/taps", r#"{"vm":"a","id":1,"isolated":true}"#);
     assert_eq!((reaches(&a, &b), reaches(&b, &a)), ((false, false), (false, false)));
+    for (vm, id) in [("a", 1), ("b", 2)] {
+        let member = format!(r#"{{"vm":"{vm}","id":{id},"isolated":true,"member":{{"cluster":"k","member":"{vm}"}}}}"#);
+        let _: Tap = lab.json("POST", "/v1/taps", &member);
+    }
+    assert_eq!((reaches(&a, &b), reaches(&b, &a)), ((true, true), (true, true)));
+    assert_eq!((reaches(&a, &c), reaches(&c, &b)), ((false, false), (false, false)));
 }

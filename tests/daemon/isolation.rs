@@ -12,6 +12,13 @@ const BRIDGE_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 /// All ways from one guest to another.
 pub const WAYS: [&str; 5] = ["unicast", "broadcast", "ARP request", "ARP reply", "by the host"];
 
+/// Asks for a TAP.
+fn request(lab: &Lab, vm: &str, id: u32, isolated: bool, cluster: Option<&str>) -> Tap {
+    let member = cluster.map(|cluster| serde_json::json!({ "cluster": cluster, "member": vm }));
+    let request = serde_json::json!({ "vm": vm, "id": id, "isolated": isolated, "member": member });
+    lab.json("POST", "/v1/taps", &request.to_string())
+}
+
 pub struct Machine {
     pub made: Tap,
     pub tap: File,
@@ -19,7 +26,12 @@ pub struct Machine {
 
 impl Machine {
     pub fn new(lab: &Lab, vm: &str, id: u32, isolated: bool) -> Machine {
-        let made: Tap = lab.json("POST", "/v1/taps", &format!(r#"{{"vm":"{vm}","id":{id},"isolated":{isolated}}}"#));
+        Machine::of(lab, vm, id, isolated, None)
+    }
+
+    /// A member of a cluster, or of none.
+    pub fn of(lab: &Lab, vm: &str, id: u32, isolated: bool, cluster: Option<&str>) -> Machine {
+        let made = request(lab, vm, id, isolated, cluster);
         assert_eq!(made.isolated, isolated);
         // The host asks nobody where it is: its guest is none that answers.
         lab.host(&format!("ip neigh replace {} lladdr {} dev puter0 nud permanent", made.ip, made.mac));
@@ -114,9 +126,7 @@ fn isolation_changes_while_vms_run_and_outlives_puterd() {
     let a = Machine::new(&lab, "a", 1, false);
     let b = Machine::new(&lab, "b", 2, false);
     assert_eq!(a.reaches(&b), WAYS);
-    let set = |vm: &str, id: u32, isolated: bool| {
-        let _: Tap = lab.json("POST", "/v1/taps", &format!(r#"{{"vm":"{vm}","id":{id},"isolated":{isolated}}}"#));
-    };
+    let set = |vm: &str, id: u32, isolated: bool| drop(request(&lab, vm, id, isolated, None));
     set("b", 2, true);
     assert!(a.reaches(&b).is_empty() && b.reaches(&a).is_empty());
     daemon.stop(rustix::process::Signal::KILL);
@@ -131,4 +141,57 @@ fn isolation_changes_while_vms_run_and_outlives_puterd() {
     assert_eq!(lab.request("DELETE", "/v1/taps/a", "").0, 204);
     let after = Machine::new(&lab, "after", 1, false);
     assert_eq!(after.reaches(&b), WAYS);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn isolated_members_reach_their_cluster_and_nobody_else() {
+    const LONG: &str = "a-cluster-with-a-name-longer-than-an-interface-has";
+    let lab = Lab::new();
+    let daemon = lab.start(&[]);
+    let member = |vm: &str, id: u32, cluster: &str| Machine::of(&lab, vm, id, true, Some(cluster));
+    let (a, b) = (member("a", 1, "one"), member("b", 2, "one"));
+    let (c, d) = (member("c", 3, LONG), member("d", 4, LONG));
+    let e = Machine::of(&lab, "e", 5, false, Some("one"));
+    let (f, alone) = (Machine::new(&lab, "f", 6, false), Machine::new(&lab, "alone", 7, true));
+    let none: [&str; 0] = [];
+    let switch = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+    let shown = lab.attempt(lab.host_holder(), &format!("cat {switch}")).1;
+    let check = |shows: Option<u8>| {
+        if let Some(value) = shows.filter(|_| shown) {
+            lab.host(&format!("echo {value} >{switch}"));
+        }
+        for (from, to) in [(&a, &b), (&b, &a), (&c, &d), (&d, &c), (&e, &f), (&f, &e)] {
+            assert_eq!(from.reaches(to), WAYS, "{} to {}", from.made.vm, to.made.vm);
+        }
+        // A member that is not isolated itself is like any other VM to those that are.
+        for (from, to) in [(&a, &c), (&c, &a), (&a, &e), (&e, &a), (&b, &f), (&f, &d), (&alone, &a), (&a, &alone)] {
+            assert_eq!(from.reaches(to), none, "{} to {}", from.made.vm, to.made.vm);
+        }
+        frames::drain(&a.tap);
+        frames::send(&a.tap, &[frames::arp(a.made.mac.0, a.own(), Ipv4Addr::new(10, 0, 0, 1))]);
+        assert_eq!(frames::arp_answer(&a.tap), (a.made.mac.0, a.made.ip));
+    };
+    check(Some(1));
+    check(Some(0));
+    daemon.stop(rustix::process::Signal::KILL);
+    let daemon = lab.start(&[]);
+    check(None);
+    // Out of isolation, and into that of another cluster under the same name.
+    request(&lab, "b", 2, false, Some("one"));
+    assert_eq!((a.reaches(&b), b.reaches(&f).len()), (none.to_vec(), WAYS.len()));
+    request(&lab, "b", 2, true, Some(LONG));
+    assert_eq!((b.reaches(&a), b.reaches(&c).len(), b.reaches(&f)), (none.to_vec(), WAYS.len(), none.to_vec()));
+    // And to no cluster: it is alone.
+    request(&lab, "b", 2, true, None);
+    assert_eq!((b.reaches(&c), c.reaches(&b)), (none.to_vec(), none.to_vec()));
+    request(&lab, "b", 2, true, Some("one"));
+    check(None);
+    // The rules are whole, so that nothing is put back over and over.
+    let generation = || lab.host("nft list table bridge puter");
+    let before = generation();
+    daemon.stop(rustix::process::Signal::TERM);
+    let _daemon = lab.start(&[]);
+    assert_eq!(generation(), before);
+    assert!(before.contains("chain cluster-one") && !before.contains("chain cluster-two"), "{before}");
 }

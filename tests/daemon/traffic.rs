@@ -136,7 +136,7 @@ fn a_refused_batch_is_an_error_and_changes_nothing() {
         mac: made.mac,
         address: Ipv4Addr::new(10, 0, 0, 99),
         address6: None,
-        isolated: false,
+        isolated: None,
     };
     // The first one's name is too long for an interface; all that follows is well.
     let guests = [guest("pt-too-long-for-the-kernel"), guest("pt-web")];

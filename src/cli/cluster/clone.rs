@@ -7,7 +7,7 @@ use serde_json::json;
 use super::super::{info, output, with_context};
 use super::{as_json, conclude, tell_restored};
 use crate::vm::cluster::{self, CutName};
-use crate::vm::lifecycle::Restored;
+use crate::vm::lifecycle::{RestoreOptions, Restored};
 
 /// Make a second cluster that goes on from the first as it is now, or from a snapshot of the whole. Each member has an
 /// address and keys of its own, and the members' names lead to the new ones. It publishes no ports.
@@ -23,6 +23,9 @@ pub struct Clone {
     /// not the memory: the new members are stopped, and boot from their disks
     #[argh(switch)]
     disk_only: bool,
+    /// keep the new members from all VMs but each other; those of isolated members are so anyway
+    #[argh(switch)]
+    isolate: bool,
     /// print JSON
     #[argh(switch)]
     json: bool,
@@ -31,7 +34,9 @@ pub struct Clone {
 impl Clone {
     pub fn run(self) -> Result<()> {
         with_context(|context| {
-            let done = cluster::clone(context, &self.source, &self.new, self.disk_only, &tell_restored(self.json))?;
+            let (disk_only, isolate) = (self.disk_only, self.isolate);
+            let options = RestoreOptions { force: false, disk_only, flatten: false, isolate };
+            let done = cluster::clone(context, &self.source, &self.new, options, &tell_restored(self.json))?;
             if self.json {
                 let show = |one: &Restored| json!(info::Shown::new(context.home, &one.vm));
                 output::print_json(&done.iter().map(|one| as_json(one, show)).collect::<Vec<_>>())?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use argh::{ArgsInfo, FromArgs};
 
-use super::super::{misused, output, size, with_context};
+use super::super::{misused, output, size, with_context, yes_or_no};
 use super::{as_json, began, conclude, tell_began};
 use crate::vm::cluster::{self, Role};
 use crate::vm::port::Forward;
@@ -42,6 +42,9 @@ pub struct Create {
     /// HOSTPORT; can be given several times
     #[argh(option, arg_name = "spec")]
     publish: Vec<Forward>,
+    /// whether the members are kept from all other VMs: yes or no
+    #[argh(option, from_str_fn(yes_or_no), arg_name = "answer")]
+    isolate: Option<bool>,
     /// what each member's shell runs once, at its first boot
     #[argh(option, arg_name = "command")]
     run: Option<String>,
@@ -61,7 +64,7 @@ impl Create {
             }
             (Some(file), None) => {
                 let bare = self.image.is_none() && self.cpus.is_none() && self.memory.is_none() && self.disk.is_none();
-                if !bare || !self.publish.is_empty() || self.run.is_some() {
+                if !bare || !self.publish.is_empty() || self.isolate.is_some() || self.run.is_some() {
                     return Err(misused(
                         "a file says itself what its members are",
                         "leave the options out, or write them into the file",
@@ -90,6 +93,7 @@ impl Create {
                     memory: self.memory,
                     disk: self.disk,
                     publish: self.publish,
+                    isolate: self.isolate,
                     run: self.run,
                     after: Vec::new(),
                 };

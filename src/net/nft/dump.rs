@@ -1,11 +1,11 @@
 //! What the kernel has of nftables, as far as puter looks at it.
 
 use super::{
-    Attributes, Error, GET_CHAIN, GET_ELEMENT, GET_RULE, GET_TABLE, Message, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME,
+    Attributes, Element, Error, GET_CHAIN, GET_ELEMENT, GET_RULE, GET_TABLE, Message, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME,
     NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE, NFTA_CHAIN_TYPE, NFTA_HOOK_HOOKNUM, NFTA_LIST_ELEM, NFTA_RULE_CHAIN,
-    NFTA_RULE_EXPRESSIONS, NFTA_RULE_HANDLE, NFTA_RULE_TABLE, NFTA_RULE_USERDATA, NFTA_SET_ELEM_KEY,
-    NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE, NFTA_TABLE_FLAGS, NFTA_TABLE_NAME,
-    Socket, header, rule,
+    NFTA_RULE_EXPRESSIONS, NFTA_RULE_HANDLE, NFTA_RULE_TABLE, NFTA_RULE_USERDATA, NFTA_SET_ELEM_DATA,
+    NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE, NFTA_TABLE_FLAGS,
+    NFTA_TABLE_NAME, Socket, header, rule,
 };
 use crate::net::message::{attributes, text};
 
@@ -123,17 +123,21 @@ pub(super) fn rules(socket: &mut Socket, family: u8, table: &str) -> Result<Vec<
     each_rule(socket, family, table, Vec::new, Vec::push)
 }
 
-/// The keys of a set, sorted.
-pub(super) fn keys(socket: &mut Socket, family: u8, table: &str, set: &str) -> Result<Vec<Vec<u8>>, Error> {
+/// The elements of a set, sorted.
+pub(super) fn elements(socket: &mut Socket, family: u8, table: &str, set: &str) -> Result<Vec<Element>, Error> {
     let filter = Attributes::new().string(NFTA_SET_ELEM_LIST_TABLE, table).string(NFTA_SET_ELEM_LIST_SET, set);
-    let mut keys = Vec::new();
+    let chain = |element: &[u8]| {
+        let verdict = find(find(element, 0, NFTA_SET_ELEM_DATA)?, 0, rule::NFTA_DATA_VERDICT)?;
+        find(verdict, 0, rule::NFTA_VERDICT_CHAIN).map(text)
+    };
+    let mut all = Vec::new();
     for body in dump(socket, GET_ELEMENT, family, filter)? {
         let list = find(&body, HEADER, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
         for (_, element) in attributes(list, 0).filter(|(kind, _)| *kind == NFTA_LIST_ELEM) {
             let key = find(element, 0, NFTA_SET_ELEM_KEY).and_then(|key| find(key, 0, rule::NFTA_DATA_VALUE));
-            keys.extend(key.map(<[u8]>::to_vec));
+            all.extend(key.map(|key| Element { key: key.to_vec(), chain: chain(element) }));
         }
     }
-    keys.sort_unstable();
-    Ok(keys)
+    all.sort_unstable();
+    Ok(all)
 }

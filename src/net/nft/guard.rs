@@ -186,7 +186,7 @@ pub fn unguard(chains: &[Chain]) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::LONGEST_BATCH;
+    use super::super::{Isolation, LONGEST_BATCH};
     use super::*;
 
     #[test]
@@ -196,7 +196,7 @@ mod tests {
             mac: Mac([0xff; 6]),
             address: Ipv4Addr::new(10, 255, 255, 254),
             address6: Some(std::net::Ipv6Addr::LOCALHOST),
-            isolated: true,
+            isolated: Some(Isolation::Alone),
         };
         let mut bytes = Vec::new();
         for message in messages("exactly-15-chars", &guest) {
@@ -215,7 +215,7 @@ mod tests {
                 mac: Mac::of_id(id),
                 address: Ipv4Addr::LOCALHOST,
                 address6: None,
-                isolated: false,
+                isolated: None,
             };
             chain_of(bridge, &guest).table
         };

@@ -2,8 +2,8 @@
 
 use super::rule::{IPPROTO_ICMP, Meta, NFPROTO_IPV4, Rule};
 use super::{
-    Attributes, Error, Guest, Hook, INET, ISOLATED, ISOLATED6, Joint, Message, PRIORITY_FILTER, chain,
-    commit_with_keys, fresh_table, rule, set, table_name,
+    ADDRESS, ADDRESS6, Attributes, Element, Error, Guest, Hook, INET, ISOLATED, ISOLATED6, Joint, Message,
+    PRIORITY_FILTER, chain, cluster, commit_with_keys, fresh_table, rule, set, table_name,
 };
 use crate::protocol::address::Subnet;
 use crate::protocol::ipv6::Network6;
@@ -16,15 +16,14 @@ const POSTROUTING: u32 = 4;
 const PRIORITY_SOURCE_NAT: i32 = 100;
 /// Before connections are followed (NF_IP_PRI_RAW).
 const PRIORITY_RAW: i32 = -300;
-/// nft(8)'s number for the type `ipv4_addr`.
-const TYPE_ADDRESS: u32 = 7;
 /// Where an IPv4 header has its addresses (RFC 791).
-const SOURCE: u32 = 12;
-const DESTINATION: u32 = 16;
-/// nft(8)'s number for the type `ipv6_addr`, and where an IPv6 header has its addresses (RFC 8200).
-const TYPE_ADDRESS6: u32 = 8;
-const SOURCE6: u32 = 8;
-const DESTINATION6: u32 = 24;
+pub(super) const SOURCE: u32 = 12;
+pub(super) const DESTINATION: u32 = 16;
+/// Where an IPv6 header has its addresses (RFC 8200).
+pub(super) const SOURCE6: u32 = 8;
+pub(super) const DESTINATION6: u32 = 24;
+/// A packet to the host's own link address (linux/if_packet.h).
+const PACKET_HOST: u8 = 0;
 /// ICMPv6's echo request (RFC 4443).
 const ECHO6: u8 = 128;
 /// A router's and a neighbour's solicitation, and a neighbour's advertisement (RFC 4861); no router's of a guest.
@@ -72,10 +71,13 @@ fn input(policy: &Policy) -> Vec<Rule> {
 fn forward(policy: &Policy) -> Vec<Rule> {
     let bridge = policy.bridge.as_str();
     let between = || Rule::new().input(bridge).output(bridge);
-    let mut rules =
-        vec![between().address_in(SOURCE, ISOLATED).drop(), between().address_in(DESTINATION, ISOLATED).drop()];
+    // Where br_netfilter shows a bridge's broadcasts the bridge's own table has decided; none is routed.
+    let routed = || between().meta(Meta::PacketType, false, &[PACKET_HOST]);
+    let mut rules = cluster::by_source(between, policy.network6.is_some());
+    rules.push(routed().address_in(SOURCE, ISOLATED).drop());
+    rules.push(between().address_in(DESTINATION, ISOLATED).drop());
     if policy.network6.is_some() {
-        rules.push(between().address6_in(SOURCE6, ISOLATED6).drop());
+        rules.push(routed().address6_in(SOURCE6, ISOLATED6).drop());
         rules.push(between().address6_in(DESTINATION6, ISOLATED6).drop());
     }
     // Out with a guest's own source alone, and back in only to what a guest began.
@@ -122,13 +124,17 @@ pub(super) fn rules(policy: &Policy) -> Vec<(&'static str, Rule)> {
         .collect()
 }
 
-/// The messages that replace the table, with no address isolated yet.
+/// The messages that replace the table, with nobody isolated yet.
 pub(super) fn messages(policy: &Policy) -> Vec<Message> {
     let name = table_name(&policy.bridge);
     let hook = |number, priority| Hook { number, priority, device: None };
     let mut messages = fresh_table(INET, &name);
-    messages.push(set(INET, &name, (ISOLATED, 1), TYPE_ADDRESS, 4));
-    messages.extend(policy.network6.map(|_| set(INET, &name, (ISOLATED6, 2), TYPE_ADDRESS6, 16)));
+    messages.extend([
+        set(INET, &name, (ISOLATED, 1), ADDRESS, false),
+        set(INET, &name, (ISOLATED6, 2), ADDRESS6, false),
+        set(INET, &name, (cluster::ADDRESSES, 3), ADDRESS, true),
+        set(INET, &name, (cluster::ADDRESSES6, 4), ADDRESS6, true),
+    ]);
     messages.extend([
         chain(INET, &name, "input", "filter", hook(LOCAL_IN, PRIORITY_FILTER)),
         chain(INET, &name, "forward", "filter", hook(FORWARD, PRIORITY_FILTER)),
@@ -141,15 +147,19 @@ pub(super) fn messages(policy: &Policy) -> Vec<Message> {
     messages
 }
 
-/// The isolated guests' addresses, as the set holds them.
-pub(super) fn keys(guests: &[Guest]) -> Vec<Vec<u8>> {
-    guests.iter().filter(|guest| guest.isolated).map(|guest| guest.address.octets().to_vec()).collect()
+/// A guest's elements of the sets of isolated addresses.
+pub(super) fn entries(guest: &Guest) -> Vec<(&'static str, Element)> {
+    let six = guest.address6.map(|address| (ISOLATED6, Element::of(address.octets())));
+    let all = [(ISOLATED, Element::of(guest.address.octets()))].into_iter().chain(six);
+    all.filter(|_| guest.isolated.is_some()).collect()
 }
 
-/// The same for IPv6.
-pub(super) fn keys6(guests: &[Guest]) -> Vec<Vec<u8>> {
-    let addresses = guests.iter().filter(|guest| guest.isolated).filter_map(|guest| guest.address6);
-    addresses.map(|address| address.octets().to_vec()).collect()
+/// What each set of the table must hold, as far as it is of no cluster.
+pub(super) fn contents(guests: &[Guest]) -> [(&'static str, Vec<Element>); 2] {
+    [ISOLATED, ISOLATED6].map(|set| {
+        let all = guests.iter().flat_map(entries).filter(|(of, _)| *of == set);
+        (set, all.map(|(_, element)| element).collect())
+    })
 }
 
 /// Puts the table for this bridge in the place of any former one, with no moment in between.
@@ -157,6 +167,7 @@ pub(super) fn keys6(guests: &[Guest]) -> Vec<Vec<u8>> {
 /// # Errors
 /// The kernel's; `OPNOTSUPP` or `NOENT` where it lacks a part of nf_tables.
 pub fn install(policy: &Policy, guests: &[Guest]) -> Result<(), Error> {
-    let keys = [(ISOLATED, keys(guests)), (ISOLATED6, keys6(guests))];
-    commit_with_keys(INET, &table_name(&policy.bridge), messages(policy), &keys)
+    let name = table_name(&policy.bridge);
+    commit_with_keys(INET, &name, messages(policy), &contents(guests))?;
+    cluster::install(INET, &name, guests)
 }

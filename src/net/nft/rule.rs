@@ -15,8 +15,13 @@ pub(super) const NFTA_EXPR_DATA: u16 = 2;
 pub(super) const NFTA_DATA_VALUE: u16 = 1;
 pub(super) const NFTA_DATA_VERDICT: u16 = 2;
 pub(super) const NFTA_VERDICT_CODE: u16 = 1;
+pub(super) const NFTA_VERDICT_CHAIN: u16 = 2;
 pub(super) const DROP: u32 = 0;
 pub(super) const ACCEPT: u32 = 1;
+/// NFT_JUMP, which is -3.
+const JUMP: u32 = 0xffff_fffd;
+/// Where a verdict goes (NFT_REG_VERDICT).
+const REGISTER_VERDICT: u32 = 0;
 /// The first of the 16-byte registers (NFT_REG_1).
 const REGISTER: u32 = 1;
 pub(super) const IPPROTO_ICMP: u8 = 1;
@@ -41,6 +46,14 @@ pub(super) enum Meta {
     InputType = 8,
     Family = 15,
     Protocol = 16,
+    /// Whom the frame is for (PACKET_*), one byte.
+    PacketType = 19,
+}
+
+/// The verdict that goes through a chain and comes back.
+pub(super) fn jump(chain: &str) -> Attributes {
+    let verdict = Attributes::new().be32(NFTA_VERDICT_CODE, JUMP).string(NFTA_VERDICT_CHAIN, chain);
+    Attributes::new().nest(NFTA_DATA_VERDICT, verdict)
 }
 
 impl Rule {
@@ -97,6 +110,17 @@ impl Rule {
     /// Goes on if the set holds what the register does.
     fn lookup(self, set: &str) -> Rule {
         self.expression("lookup", Attributes::new().string(1, set).be32(2, REGISTER))
+    }
+
+    /// Goes through the chain to which the map leads from what the register holds.
+    pub(super) fn go_by(self, map: &str) -> Rule {
+        let data = Attributes::new().string(1, map).be32(2, REGISTER).be32(3, REGISTER_VERDICT);
+        self.expression("lookup", data)
+    }
+
+    /// Goes through the chain to which the map leads from an interface.
+    pub(super) fn go_by_interface(self, key: Meta, map: &str) -> Rule {
+        self.expression("meta", Attributes::new().be32(1, REGISTER).be32(2, key as u32)).go_by(map)
     }
 
     /// An interface whose name the set holds.

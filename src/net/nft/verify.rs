@@ -7,8 +7,8 @@ use rustix::io::Errno;
 use super::dump::{self, Ruled};
 use super::rule::Rule;
 use super::{
-    BRIDGE, Chain, Error, GET_GENERATION, Guest, INET, Joint, Message, NETDEV, Policy, Socket, guard, header, host,
-    isolation, table_name,
+    BRIDGE, Chain, Error, GET_GENERATION, Guest, INET, Joint, Message, NETDEV, Policy, Socket, cluster, guard, header,
+    host, isolation, table_name,
 };
 use crate::net::message::{Attributes, attributes, covers};
 
@@ -105,19 +105,19 @@ fn table_is_whole(
     socket: &mut Socket,
     family: u8,
     name: &str,
-    rules: fn(&Policy) -> Vec<(&'static str, Rule)>,
-    policy: &Policy,
+    rules: Vec<(&'static str, Rule)>,
+    guests: &[Guest],
 ) -> Result<bool, Error> {
-    let of = |wanted: &str| {
-        let rules: Vec<Rule> =
-            rules(policy).into_iter().filter(|(chain, _)| *chain == wanted).map(|(_, rule)| rule).collect();
-        Some(rules).filter(|rules| !rules.is_empty())
-    };
+    let mut chains: HashMap<String, Vec<Rule>> = HashMap::new();
+    let rules = rules.into_iter().map(|(chain, rule)| (chain.to_owned(), rule));
+    for (chain, rule) in rules.chain(cluster::rules(family, guests)) {
+        chains.entry(chain).or_default().push(rule);
+    }
     if !dump::is_awake(socket, family, name)? {
         return Ok(false);
     }
-    let whole = compare(socket, family, name, of)?.whole;
-    Ok(rules(policy).iter().all(|(chain, _)| whole.contains(*chain)))
+    let whole = compare(socket, family, name, |chain| chains.get(chain).cloned())?.whole;
+    Ok(chains.keys().all(|chain| whole.contains(chain)))
 }
 
 /// The interfaces whose chains are as they must be, and chains that must not be there.
@@ -168,7 +168,7 @@ pub fn unguarded(policy: &Policy, guests: &[Guest]) -> Result<Gaps, Error> {
 pub fn is_whole(policy: &Policy, guests: &[Guest]) -> Result<bool, Error> {
     let mut socket = Socket::netfilter()?;
     let name = table_name(&policy.bridge);
-    if !table_is_whole(&mut socket, INET, &name, host::rules, policy)? {
+    if !table_is_whole(&mut socket, INET, &name, host::rules(policy), guests)? {
         return Ok(false);
     }
     if !guests.is_empty() || !policy.joints.is_empty() {
@@ -180,8 +180,8 @@ pub fn is_whole(policy: &Policy, guests: &[Guest]) -> Result<bool, Error> {
             return Ok(false);
         }
     }
-    let isolated = guests.iter().any(|guest| guest.isolated);
-    if isolated && !table_is_whole(&mut socket, BRIDGE, &name, |_| isolation::rules(), policy)? {
+    let isolated = guests.iter().any(|guest| guest.isolated.is_some());
+    if isolated && !table_is_whole(&mut socket, BRIDGE, &name, isolation::rules(), guests)? {
         return Ok(false);
     }
     for (family, set, mut expected) in isolation::expected(policy, guests) {
@@ -190,7 +190,7 @@ pub fn is_whole(policy: &Policy, guests: &[Guest]) -> Result<bool, Error> {
             continue;
         }
         expected.sort_unstable();
-        match dump::keys(&mut socket, family, &name, set) {
+        match dump::elements(&mut socket, family, &name, &set) {
             Ok(found) if found == expected => {}
             Err(error) if expected.is_empty() && error.errno == Errno::NOENT => {}
             Ok(_) => return Ok(false),

@@ -20,6 +20,8 @@ const MOST_BYTES: u64 = 1 << 20;
 #[serde(deny_unknown_fields)]
 struct Written {
     name: Option<String>,
+    /// For the roles that do not say.
+    isolate: Option<bool>,
     #[serde(default)]
     roles: BTreeMap<String, WrittenRole>,
 }
@@ -37,6 +39,7 @@ struct WrittenRole {
     disk: Option<u64>,
     #[serde(default, deserialize_with = "ports")]
     publish: Vec<Forward>,
+    isolate: Option<bool>,
     run: Option<String>,
     /// A file beside this one with what is run.
     script: Option<String>,
@@ -83,7 +86,7 @@ fn read_text(path: &Path, most: u64) -> Result<String> {
 fn parse(text: &str, name: Option<&str>, script: &dyn Fn(&str) -> Result<String>) -> Result<Cluster> {
     let written: Written =
         toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", error.to_string().trim_end())).hint(
-            "a role is a part such as [roles.web], with count, image, cpus, memory, disk, publish, run, script, after",
+            "a role is a part such as [roles.web], with count, image, cpus, memory, disk, publish, isolate, run, script, after",
         )?;
     let name = match (name, written.name) {
         (Some(name), Some(written)) if name != written => {
@@ -94,7 +97,7 @@ fn parse(text: &str, name: Option<&str>, script: &dyn Fn(&str) -> Result<String>
         (None, Some(written)) => written,
         (None, None) => return Err(wrong("the cluster has no name", "write name = \"NAME\" at its top, or give one")),
     };
-    let mut roles = Vec::new();
+    let (mut roles, isolate) = (Vec::new(), written.isolate);
     for (role, written) in written.roles {
         let run = match (written.run, written.script) {
             (Some(_), Some(_)) => {
@@ -104,7 +107,8 @@ fn parse(text: &str, name: Option<&str>, script: &dyn Fn(&str) -> Result<String>
             (run, None) => run,
         };
         let WrittenRole { count, image, cpus, memory, disk, publish, after, .. } = written;
-        roles.push(Role { name: role, count, image, cpus, memory, disk, publish, run, after });
+        let isolate = written.isolate.or(isolate);
+        roles.push(Role { name: role, count, image, cpus, memory, disk, publish, isolate, run, after });
     }
     let cluster = Cluster::new(&name, roles, 0);
     cluster.check()?;
@@ -126,7 +130,9 @@ mod tests {
     fn a_file_says_all_that_there_is_to_say() {
         let text = r#"
             name = "shop"
+            isolate = true
             [roles.db]
+            isolate = false
             image = "localhost:5000/db"
             cpus = 4
             memory = "2G"
@@ -151,6 +157,7 @@ mod tests {
             (web.count, web.after.as_slice(), web.run.as_deref()),
             (3, &["db".to_string()][..], Some("#!/bin/sh\necho ready\n"))
         );
+        assert_eq!((db.isolate, web.isolate), (Some(false), Some(true)), "a role's own word comes first");
         assert_eq!(read(text, Some("shop")).unwrap(), shop);
         assert_eq!(read("[roles.node]", Some("x")).unwrap().members().len(), 1);
     }

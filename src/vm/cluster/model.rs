@@ -51,6 +51,8 @@ pub struct Role {
     /// Bytes.
     pub disk: Option<u64>,
     pub publish: Vec<Forward>,
+    /// Whether members are kept from all VMs that are not isolated members of this cluster.
+    pub isolate: Option<bool>,
     /// What each member runs once, at its first boot: a script, or a line for a shell.
     pub run: Option<String>,
     /// Roles whose members run, and have done what they do at their first boot, before one of this role starts.

@@ -91,6 +91,7 @@ fn options(role: &Role) -> StartOptions {
         memory: role.memory,
         disk: role.disk,
         ports: Some(role.publish.clone()).filter(|ports| !ports.is_empty()),
+        isolate: role.isolate,
         ..StartOptions::default()
     }
 }

@@ -224,7 +224,7 @@ pub fn restore(
                 "give --force, or stop them first; `puter cluster snapshot` keeps what they are now",
             ));
         }
-        let options = RestoreOptions { force, disk_only, flatten: false };
+        let options = RestoreOptions { force, disk_only, flatten: false, isolate: false };
         for snapshot in cut.snapshots(home, &members)? {
             lifecycle::clone_check(context, &snapshot, options)?;
         }
@@ -258,26 +258,26 @@ pub fn clone(
     context: &Context,
     source: &CutName,
     new: &str,
-    disk_only: bool,
+    options: RestoreOptions,
     tell: Tell<'_, Restored>,
 ) -> Result<Vec<Outcome<Restored>>> {
     let home = context.home;
     check_vm_name(new).map_err(anyhow::Error::msg)?;
     // Before anything stands still.
     let first = whole(home, &source.cluster)?;
-    check_new(context, &first.roles, new)?;
+    check_new(context, &first.roles, new, options.isolate)?;
     if source.which.is_some() {
         let cut = find(&first, source)?;
         let from = cut.snapshots(home, &Cluster { roles: cut.roles.clone(), ..first }.members())?;
-        return locked(home, new, || clone_from(context, &cut, &from, new, disk_only, tell));
+        return locked(home, new, || clone_from(context, &cut, &from, new, options, tell));
     }
     let taken = locked(home, &source.cluster, || {
-        let options = SnapshotOptions { name: None, disk_only, automatic: true };
-        take(context, &whole(home, &source.cluster)?, &options)
+        let wanted = SnapshotOptions { name: None, disk_only: options.disk_only, automatic: true };
+        take(context, &whole(home, &source.cluster)?, &wanted)
     })?;
     let snapshots = taken.members.into_iter().filter_map(|one| one.result.ok()).map(|taken| taken.snapshot);
     let from: Vec<Snapshot> = snapshots.collect();
-    let done = locked(home, new, || clone_from(context, &taken.cut, &from, new, disk_only, tell));
+    let done = locked(home, new, || clone_from(context, &taken.cut, &from, new, options, tell));
     for snapshot in &from {
         lifecycle::clones_made(context, snapshot);
     }
@@ -285,8 +285,13 @@ pub fn clone(
 }
 
 /// The new cluster's record, if there can be such a one.
-fn check_new(context: &Context, roles: &[Role], new: &str) -> Result<Cluster> {
-    let roles = roles.iter().map(|role| Role { publish: Vec::new(), ..role.clone() }).collect();
+fn check_new(context: &Context, roles: &[Role], new: &str, isolate: bool) -> Result<Cluster> {
+    let of = |role: &Role| {
+        // Those that are added later are to be as these.
+        let isolate = if isolate { Some(true) } else { role.isolate };
+        Role { publish: Vec::new(), isolate, ..role.clone() }
+    };
+    let roles = roles.iter().map(of).collect();
     let wanted = Cluster { roles, unfinished: true, ..Cluster::new(new, Vec::new(), unix_now()) };
     wanted.check()?;
     match Cluster::load(context.home, new)? {
@@ -304,17 +309,16 @@ fn clone_from(
     cut: &Cut,
     from: &[Snapshot],
     new: &str,
-    disk_only: bool,
+    options: RestoreOptions,
     tell: Tell<'_, Restored>,
 ) -> Result<Vec<Outcome<Restored>>> {
     let home = context.home;
-    let wanted = check_new(context, &cut.roles, new)?;
+    let wanted = check_new(context, &cut.roles, new, options.isolate)?;
     if let Some(former) = Cluster::load(home, new)? {
         context.observer.note(new, "removing what a clone that was broken off left");
         clear(context, &former)?;
         check_names(context, &wanted)?;
     }
-    let options = RestoreOptions { force: false, disk_only, flatten: false };
     let kinds =
         from.iter().map(|snapshot| lifecycle::clone_check(context, snapshot, options)).collect::<Result<Vec<_>>>()?;
     wanted.save(home)?;

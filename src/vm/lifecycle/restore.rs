@@ -35,6 +35,8 @@ pub struct RestoreOptions {
     pub disk_only: bool,
     /// A clone's disk stands on no snapshot.
     pub flatten: bool,
+    /// A clone and all other VMs are kept from each other, whether or not its original is.
+    pub isolate: bool,
 }
 
 /// A machine that went on, or is ready to.
@@ -236,7 +238,7 @@ fn clone_locked(
         let what = NewVm { image: was.image.clone(), cpus: was.cpus, memory: was.memory, disk: was.disk };
         let vm = new_vm(context, name, id, subnet, what)?;
         // What was isolated stays so in its clones.
-        let isolate = vm.isolate || was.isolate;
+        let isolate = vm.isolate || was.isolate || options.isolate;
         // In a cluster it goes on where its original is; elsewhere it is in none.
         let prepared = member.is_some() && was.prepared;
         let head = Some(snapshot.origin.clone());

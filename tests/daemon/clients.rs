@@ -1,8 +1,6 @@
-//! More of the DHCP clients that guests run, each as it is packaged: dhcpcd and systemd-networkd.
+//! More of the DHCP clients that guests run, each as it is packaged: dhcpcd, systemd-networkd and NetworkManager's own.
 //!
-//! NetworkManager's own client is not among them: the daemon ends at once without a system bus, and its package would
-//! take over the links of the machine that the tests run on. perfdhcp is not either: it can only act as a relay, and
-//! relayed messages get no answer here.
+//! perfdhcp is not among them: it can only act as a relay, and relayed messages get no answer here.
 
 use puter::protocol::daemon::Tap;
 
@@ -81,4 +79,36 @@ fn systemd_networkd_gets_its_address_and_gives_it_back() {
     wait("networkd ends", || networkd.0.try_wait().unwrap().is_some());
     assert!(said().contains("DHCPv4 client: RELEASE"), "{}", said());
     wait("the lease ends", || leases(&lab).is_empty());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn network_manager_gets_its_address() {
+    let lab = Lab::new();
+    let _daemon = lab.start(&[]);
+    lab.json::<Tap>("POST", "/v1/taps", r#"{"vm":"web","id":1}"#);
+    let holder = client(&lab, "c1", MAC);
+    let root = std::env::var("PUTER_TEST_NETWORK_MANAGER").expect("PUTER_TEST_NETWORK_MANAGER is set by xtask");
+    // As in an initrd, where there is no system bus: it configures what the kernel's command line asks for, and ends.
+    let script = format!(
+        "mkdir -p /run/NetworkManager; mount -t tmpfs none /var/lib; mkdir /var/lib/NetworkManager; \
+         printf '[main]\\ndhcp=internal\\nplugins=keyfile\\n' >/run/nm.conf; \
+         {root}/usr/lib/NetworkManager/nm-initrd-generator -- ip=eth0:dhcp; \
+         {root}/usr/sbin/NetworkManager --debug --log-level=DEBUG --config /run/nm.conf --configure-and-quit=initrd 2>&1"
+    );
+    let output = private(&lab, &holder, &script).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    for part in [
+        "state changed new lease, address=10.0.0.11",
+        "dhcp_lease_time      => '3600'",
+        "dhcp_server_identifier => '10.0.0.1'",
+        "domain_name_servers  => '10.0.0.1'",
+        "domain_search        => 'puter'",
+        "routers              => '10.0.0.1'",
+        "subnet_mask          => '255.255.255.0'",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    lab.run(&holder, "ping -c 1 -W 5 10.0.0.1");
+    assert_eq!(leases(&lab)[0].vm, "web");
 }

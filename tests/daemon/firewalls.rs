@@ -1,4 +1,4 @@
-//! Beside docker's, ufw's and firewalld's rules, made with the tools that make them.
+//! Beside docker's, ufw's and firewalld's rules, made with the tools that make them, and beside libvirt itself.
 
 use puter::protocol::daemon::{Firewall, Status};
 use rustix::process::Signal;
@@ -138,4 +138,78 @@ fn a_firewall_that_is_not_shared_is_named_and_left_alone() {
     // As firewall-cmd does for an interface that is in a zone.
     lab.host("nft add rule inet firewalld zones iifname puter0 accept; nft add rule inet firewalld zones oifname puter0 accept");
     assert!(pings(&lab, &guest, "203.0.113.1") && find("firewalld").passes);
+}
+
+/// libvirtd with its network driver, in directories of its own: a user that its packages would make, no system bus.
+fn libvirtd(lab: &Lab) -> Process {
+    let script = r#"
+        mount --make-rprivate /
+        mount -t tmpfs none /run
+        mkdir -p /etc/libvirt /var/lib/libvirt /var/cache/libvirt
+        for d in /etc/libvirt /var/lib/libvirt /var/cache/libvirt; do mount -t tmpfs none $d; done
+        cp /etc/passwd /etc/group /run
+        echo 'libvirt-qemu:x:64055:64055::/:/bin/false' >>/run/passwd
+        echo 'libvirt-qemu:x:64055:' >>/run/group
+        mount --bind /run/passwd /etc/passwd
+        mount --bind /run/group /etc/group
+        printf 'auth_unix_rw = "none"\nunix_sock_dir = "%s"\n' "$1" >/run/libvirtd.conf
+        exec libvirtd -f /run/libvirtd.conf 2>"$1/log"
+    "#;
+    let dir = lab.dir.path().join("libvirt");
+    std::fs::create_dir(&dir).unwrap();
+    let mut command = lab.enter(lab.host_holder());
+    let own = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-ec", script, "sh"];
+    let process = Process(command.args(own).arg(&dir).spawn().unwrap());
+    wait("libvirtd listens", || dir.join("libvirt-sock").exists());
+    process
+}
+
+#[test]
+#[ignore = "needs root"]
+fn libvirts_network_and_puters_leave_each_other_alone() {
+    let lab = Lab::new();
+    let _libvirtd = libvirtd(&lab);
+    let virsh = |command: &str| {
+        let socket = lab.dir.path().join("libvirt/libvirt-sock");
+        lab.host(&format!("virsh -q -c 'network:///system?socket={}' {command}", socket.display()))
+    };
+    let xml = "<network><name>default</name><forward mode='nat'/><bridge name='virbr0' stp='off' delay='0'/>\
+        <ip address='192.168.122.1' netmask='255.255.255.0'>\
+        <dhcp><range start='192.168.122.2' end='192.168.122.254'/></dhcp></ip></network>";
+    let file = lab.dir.path().join("default.xml");
+    std::fs::write(&file, xml).unwrap();
+    virsh(&format!("net-define {}", file.display()));
+    virsh("net-start default");
+    assert!(lab.host("iptables -S LIBVIRT_FWO").contains("-i virbr0 -j REJECT"));
+
+    let daemon = lab.start(&[]);
+    let guest = lab.guest("g1", "10.0.0.200");
+    let other = lab.guest("o1", "10.0.0.210");
+    lab.host("ip link set o1 master virbr0");
+    lab.run(
+        &other,
+        "ip addr flush dev eth0; ip addr add 192.168.122.2/24 dev eth0; ip route add default via 192.168.122.1",
+    );
+    let both = || pings(&lab, &guest, "203.0.113.1") && pings(&lab, &other, "203.0.113.1");
+    wait("both get out", both);
+    // libvirt keeps its guests closed to others, and puter its own.
+    let apart = || !pings(&lab, &guest, "192.168.122.2") && !pings(&lab, &other, "10.0.0.200");
+    assert!(apart());
+    // libvirt takes its rules away and makes them anew, and so does puterd.
+    virsh("net-destroy default");
+    assert!(pings(&lab, &guest, "203.0.113.1"));
+    virsh("net-start default");
+    lab.host("ip link set o1 master virbr0");
+    wait("both get out again", both);
+    lab.host("nft delete table inet puter");
+    daemon.log_until("put back");
+    daemon.stop(Signal::KILL);
+    let _daemon = lab.start(&["--teardown"]);
+    wait("both get out with another puterd", both);
+    assert!(apart());
+    // Where libvirt's host drops what it does not know, puterd asks for no more than its own.
+    lab.host("iptables -P FORWARD DROP");
+    wait("both get out past a policy that drops", both);
+    assert!(apart());
+    assert!(lab.host("iptables -S LIBVIRT_FWO").contains("-i virbr0 -j REJECT"), "libvirt's chains are as they were");
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
 use crate::shell::{find, run, top};
-use crate::{guest_image, large_image, small_guest};
+use crate::{guest_image, large_image, packages, small_guest};
 
 /// The names by which users call the one executable.
 pub const NAMES: [&str; 3] = ["puter", "puterd", "puter-agent"];
@@ -86,6 +86,19 @@ pub fn vhost_device_vsock() -> Result<PathBuf> {
 /// When cargo cannot build it.
 pub fn virtiofsd() -> Result<PathBuf> {
     tool("virtiofsd", VIRTIOFSD)
+}
+
+/// NetworkManager, whose package would take over the links of the machine that it is installed on; just unpacked, it
+/// runs where it is told to.
+///
+/// # Errors
+/// When the package cannot be had.
+pub fn network_manager() -> Result<PathBuf> {
+    let to = top().join("target/tools/network-manager");
+    if !to.join("usr/sbin/NetworkManager").is_file() {
+        packages::unpack("network-manager", &to)?;
+    }
+    Ok(to)
 }
 
 /// A program from crates, built once.

@@ -1,5 +1,6 @@
 //! Debian packages that a command needs.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -40,10 +41,18 @@ pub const TEST: &[&str] = &[
     "file",
     "fish",
     "libarchive-tools",
+    "libbluetooth3",
     "libcap-ng-dev",
+    "libcurl3-gnutls",
+    "libmm-glib0",
+    "libndp0",
+    "libnm0",
+    "libpsl5",
     "libseccomp-dev",
+    "libteamdctl0",
+    "libvirt-clients",
+    "libvirt-daemon",
     "socat",
-    "tcpdump",
     "xfsprogs",
     "zsh",
 ];
@@ -82,6 +91,21 @@ pub fn install(packages: &[&str]) -> Result<()> {
         }
     }
     anyhow::bail!("apt-get did not install {}", missing.join(" "))
+}
+
+/// Puts a package's files below the directory `to`, and installs nothing: what would run from then on, as services do,
+/// is of no use to who just tests with it.
+///
+/// # Errors
+/// When it cannot be had or unpacked.
+pub fn unpack(package: &str, to: &Path) -> Result<()> {
+    let all = to.with_extension("deb");
+    let _ = std::fs::remove_dir_all(&all);
+    std::fs::create_dir_all(&all)?;
+    run(Command::new("apt-get").args(["-qq", "download", package]).current_dir(&all))?;
+    let file = std::fs::read_dir(&all)?.next().with_context(|| format!("apt-get gave no {package}"))??.path();
+    run(Command::new("dpkg").arg("--extract").arg(file).arg(to))?;
+    Ok(std::fs::remove_dir_all(&all)?)
 }
 
 fn apt() -> Command {

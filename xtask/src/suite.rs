@@ -20,6 +20,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     let vsock = build::vhost_device_vsock()?;
     let guest = build::guest_image(&built)?;
     let virtiofsd = build::virtiofsd()?;
+    let network_manager = build::network_manager()?;
     let small = build::small_guest(&built)?;
     let mut cargo = Command::new("cargo");
     cargo
@@ -36,6 +37,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     cargo
         .env("PUTER_TEST_SMALL_GUEST", &small)
         .env("PUTER_TEST_VIRTIOFSD", &virtiofsd)
+        .env("PUTER_TEST_NETWORK_MANAGER", &network_manager)
         .env("PUTER_VHOST_DEVICE_VSOCK", &vsock);
     as_root(&mut cargo)?;
     let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;

@@ -274,12 +274,12 @@ fn wait_for_driver(qmp: &Qmp, program: u32, pause: Duration) {
     }
 }
 
-/// Whether a thread of the process runs or could (proc_pid_stat(5)).
+/// Whether a thread of the process runs, could, or waits for a disk or a lock of the kernel (proc_pid_stat(5)).
 fn is_busy(pid: u32) -> bool {
     let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
     tasks.flatten().any(|task| {
         let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('R'))
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['R', 'D']))
     })
 }
 

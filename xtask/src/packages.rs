@@ -42,6 +42,7 @@ pub const TEST: &[&str] = &[
     "libarchive-tools",
     "libcap-ng-dev",
     "libseccomp-dev",
+    "mandoc",
     "socat",
     "tcpdump",
     "xfsprogs",

@@ -52,6 +52,7 @@ pub const TEST: &[&str] = &[
     "libteamdctl0",
     "libvirt-clients",
     "libvirt-daemon",
+    "mandoc",
     "socat",
     "xfsprogs",
     "zsh",

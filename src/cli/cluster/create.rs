@@ -90,6 +90,7 @@ impl Create {
                     memory: self.memory,
                     disk: self.disk,
                     publish: self.publish,
+                    isolate: None,
                     run: self.run,
                     after: Vec::new(),
                 };

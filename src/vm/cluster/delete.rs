@@ -51,7 +51,7 @@ pub fn delete(
 }
 
 /// The members that are there, with those that only say so.
-fn all(home: &Home, name: &str, cluster: Option<&Cluster>) -> Result<Vec<Member>> {
+pub(super) fn all(home: &Home, name: &str, cluster: Option<&Cluster>) -> Result<Vec<Member>> {
     let mut members = cluster.map_or(Vec::new(), Cluster::members);
     for vm in strays(home, name, &members)? {
         let (member, role) = (vm.strip_prefix(&vm_name(name, "")).unwrap_or(&vm).to_string(), String::new());
@@ -66,7 +66,7 @@ fn all(home: &Home, name: &str, cluster: Option<&Cluster>) -> Result<Vec<Member>
 }
 
 /// Checks that nothing is in the way of a removal, and names what is; `way` is another way out where that is snapshots.
-fn check(home: &Home, members: &[Member], force: bool, with_snapshots: bool, way: &str) -> Result<()> {
+pub(super) fn check(home: &Home, members: &[Member], force: bool, with_snapshots: bool, way: &str) -> Result<()> {
     let name = members.first().map_or("", |member| member.cluster.as_str());
     let names = |of: &[&Member]| of.iter().map(|member| member.member.as_str()).collect::<Vec<_>>().join(", ");
     let active =

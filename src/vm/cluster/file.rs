@@ -37,6 +37,7 @@ struct WrittenRole {
     disk: Option<u64>,
     #[serde(default, deserialize_with = "ports")]
     publish: Vec<Forward>,
+    isolate: Option<bool>,
     run: Option<String>,
     /// A file beside this one with what is run.
     script: Option<String>,
@@ -83,7 +84,8 @@ fn read_text(path: &Path, most: u64) -> Result<String> {
 fn parse(text: &str, name: Option<&str>, script: &dyn Fn(&str) -> Result<String>) -> Result<Cluster> {
     let written: Written =
         toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", error.to_string().trim_end())).hint(
-            "a role is a part such as [roles.web], with count, image, cpus, memory, disk, publish, run, script, after",
+            "a role is a part such as [roles.web], with count, image, cpus, memory, disk, publish, isolate, run, script, \
+             after",
         )?;
     let name = match (name, written.name) {
         (Some(name), Some(written)) if name != written => {
@@ -103,8 +105,8 @@ fn parse(text: &str, name: Option<&str>, script: &dyn Fn(&str) -> Result<String>
             (None, Some(file)) => Some(script(&file).with_context(|| format!("the role '{role}'"))?),
             (run, None) => run,
         };
-        let WrittenRole { count, image, cpus, memory, disk, publish, after, .. } = written;
-        roles.push(Role { name: role, count, image, cpus, memory, disk, publish, run, after });
+        let WrittenRole { count, image, cpus, memory, disk, publish, isolate, after, .. } = written;
+        roles.push(Role { name: role, count, image, cpus, memory, disk, publish, isolate, run, after });
     }
     let cluster = Cluster::new(&name, roles, 0);
     cluster.check()?;
@@ -136,6 +138,7 @@ mod tests {
             [roles.web]
             count = 3
             after = ["db"]
+            isolate = true
             script = "setup.sh"
             publish = ["80"]
         "#;
@@ -151,6 +154,7 @@ mod tests {
             (web.count, web.after.as_slice(), web.run.as_deref()),
             (3, &["db".to_string()][..], Some("#!/bin/sh\necho ready\n"))
         );
+        assert_eq!((db.isolate, web.isolate), (None, Some(true)));
         assert_eq!(read(text, Some("shop")).unwrap(), shop);
         assert_eq!(read("[roles.node]", Some("x")).unwrap().members().len(), 1);
     }

@@ -1,21 +1,25 @@
 //! Clusters: named groups of VMs as one thing. A cluster is a record of its roles in the home; its members are VMs like
 //! any other, which know their place in it, and the members that there are follow from the record.
 
+mod apply;
 mod delete;
 mod file;
 mod inventory;
 mod model;
+mod plan;
 mod run;
 mod snapshot;
 mod store;
 mod wait;
 
+pub use apply::{Applied, apply, check_plan, compare};
 pub use delete::{delete, scale};
 pub use file::read;
 pub use inventory::{Format, inventory};
 pub use model::{Cluster, MOST_MEMBERS, Member, Role, SCHEMA, Target};
+pub use plan::{Action, Change, Plan, Planned, RoleChange, Takes};
 pub use run::{Began, Outputs, create, exec, start, stop};
-pub use snapshot::{Cut, CutName, TakenCut, clone, cuts, restore, snapshot};
+pub use snapshot::{Cut, CutName, TakenCut, clone, cuts, delete_cut, restore, snapshot};
 use store::whole;
 pub use store::{All, existing, load_all, machine};
 pub use wait::{Sign, wait};

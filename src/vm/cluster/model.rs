@@ -31,6 +31,9 @@ pub struct Cluster {
     /// Snapshots of the whole, the latest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub snapshots: Vec<Cut>,
+    /// What roles said before an `apply` that goes on, or was broken off.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former: Vec<Role>,
     /// A clone is being made, or was broken off.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unfinished: bool,
@@ -51,6 +54,9 @@ pub struct Role {
     /// Bytes.
     pub disk: Option<u64>,
     pub publish: Vec<Forward>,
+    /// Whether they are kept from all other VMs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isolate: Option<bool>,
     /// What each member runs once, at its first boot: a script, or a line for a shell.
     pub run: Option<String>,
     /// Roles whose members run, and have done what they do at their first boot, before one of this role starts.
@@ -90,7 +96,8 @@ impl Member {
 
 impl Cluster {
     pub fn new(name: &str, roles: Vec<Role>, created: u64) -> Cluster {
-        Cluster { schema: SCHEMA, name: name.into(), created, roles, snapshots: Vec::new(), unfinished: false }
+        let (snapshots, former, unfinished) = (Vec::new(), Vec::new(), false);
+        Cluster { schema: SCHEMA, name: name.into(), created, roles, snapshots, former, unfinished }
     }
 
     /// Every member, role by role.

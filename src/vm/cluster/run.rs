@@ -84,13 +84,14 @@ fn is_empty(home: &Home, cluster: &Cluster) -> bool {
 }
 
 /// What a new member of the role is made with.
-fn options(role: &Role) -> StartOptions {
+pub(super) fn options(role: &Role) -> StartOptions {
     StartOptions {
         image: role.image.clone(),
         cpus: role.cpus,
         memory: role.memory,
         disk: role.disk,
         ports: Some(role.publish.clone()).filter(|ports| !ports.is_empty()),
+        isolate: role.isolate,
         ..StartOptions::default()
     }
 }
@@ -152,6 +153,16 @@ pub(super) fn start_locked(
     members: Vec<Member>,
     tell: Tell<'_, Began>,
 ) -> Result<Vec<Outcome<Began>>> {
+    in_waves(cluster, members, |member, role| start_member(context, member, role), tell)
+}
+
+/// Does `work` for each of the members, for those of a role after those of the roles that come first.
+pub(super) fn in_waves<T: Send>(
+    cluster: &Cluster,
+    members: Vec<Member>,
+    work: impl Fn(&Member, &Role) -> Result<T> + Sync,
+    tell: Tell<'_, T>,
+) -> Result<Vec<Outcome<T>>> {
     let mut outcomes = Vec::new();
     let mut failed: BTreeSet<&str> = BTreeSet::new();
     for wave in cluster.waves()? {
@@ -168,10 +179,7 @@ pub(super) fn start_locked(
         failed.extend(
             wave.iter().filter(|role| held.iter().any(|(m, _)| m.role == role.name)).map(|role| role.name.as_str()),
         );
-        let begin = |member: &Member| -> Result<Began> {
-            let role = cluster.role(&member.role).context("the role is gone")?;
-            start_member(context, member, role)
-        };
+        let begin = |member: &Member| work(member, cluster.role(&member.role).context("the role is gone")?);
         let done = for_each(&ready, AT_ONCE, begin, tell);
         for role in wave {
             if done.iter().any(|one| one.member.role == role.name && one.result.is_err()) {
@@ -188,7 +196,7 @@ pub(super) fn start_locked(
     Ok(outcomes)
 }
 
-fn start_member(context: &Context, member: &Member, role: &Role) -> Result<Began> {
+pub(super) fn start_member(context: &Context, member: &Member, role: &Role) -> Result<Began> {
     let began = Instant::now();
     let home = context.home;
     let there = machine(home, member)?;
@@ -322,7 +330,8 @@ pub fn stop(
         for wave in cluster.waves()?.into_iter().rev() {
             let of_it: Vec<Member> =
                 members.iter().filter(|member| wave.iter().any(|role| role.name == member.role)).cloned().collect();
-            outcomes.extend(for_each(&of_it, AT_ONCE, |member| stop_member(context, member, timeout, force), tell));
+            let work = |member: &Member| stop_member(context, member, timeout, force);
+            outcomes.extend(for_each(&of_it, AT_ONCE, work, tell));
         }
         Ok(outcomes)
     })

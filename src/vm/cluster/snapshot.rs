@@ -353,6 +353,32 @@ fn clear(context: &Context, cluster: &Cluster) -> Result<()> {
     }
 }
 
+/// Deletes a snapshot of the whole: the parts, and then what the record says of it.
+///
+/// # Errors
+/// When there is no such cluster or snapshot, or a part is needed: nothing is deleted then. When a part cannot be removed:
+/// the same again does the rest.
+pub fn delete_cut(home: &Home, name: &CutName) -> Result<Cut> {
+    locked(home, &name.cluster, || {
+        let mut cluster = existing(home, &name.cluster)?;
+        if name.which.is_none() {
+            let hint = format!("name one as {0}@SNAPSHOT; `puter cluster snapshots {0}` shows them", cluster.name);
+            return Err(wrong("no snapshot is named", hint));
+        }
+        let cut = find(&cluster, name)?;
+        let parts: Vec<Origin> = cut.origins(&cluster.name).collect();
+        snapshots::delete_together(home, &parts).with_context(|| format!("cannot delete {name}"))?;
+        reach("cluster: snapshot's parts removed");
+        cluster.snapshots.retain(|other| *other != cut);
+        cluster
+            .save(home)
+            .context("its parts are deleted, the record still names it")
+            .hint("the same again ends it")?;
+        reach("cluster: snapshot forgotten");
+        Ok(cut)
+    })
+}
+
 /// The snapshots of a cluster, the oldest first, each with whether all its parts are there.
 ///
 /// # Errors

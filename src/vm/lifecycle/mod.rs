@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+pub use create::check_image;
 pub use delete::delete;
-pub use publish::{Change, Line, ports, publish};
+pub use publish::{Change, Line, check_taken, ports, publish};
 pub use restore::{RestoreOptions, Restored, clone, clone_check, clone_source, clones_made, restore};
 pub use snapshot::{SnapshotOptions, Taken, snapshot, snapshot_together, watch_over};
-pub use start::{StartOptions, Started, change, check_resources, finish, restart, start};
+pub use start::{StartOptions, Started, change, check_resources, finish, is_made_from, restart, start};
 pub use stop::{Stopped, stop};
 pub use together::{AnotherFailed, Together};
 

@@ -505,3 +505,76 @@ fn a_cluster_becomes_what_its_file_says_and_only_what_differs_changes() {
     host.ok(&["cluster", "delete", "--force", "shop"]);
     gone(&host);
 }
+
+/// Whether the row is one of the member's, and says this.
+fn row(line: &str, member: &str, what: &str) -> bool {
+    line.strip_prefix(member).is_some_and(|rest| rest.starts_with("  ") && rest.trim_start().starts_with(what))
+}
+
+#[test]
+#[ignore = "needs root"]
+fn on_a_terminal_each_member_has_a_row() {
+    let host = host();
+    let run = |columns: u16, term: &str, args: &[&str]| {
+        let mut command = host.world.command_with(&[("TERM", term)], "puter");
+        command.args(args).stdin(std::process::Stdio::null());
+        Terminal::run(command, 24, columns)
+    };
+    let create = ["cluster", "create", "red", "--count", "2", "--memory", "128M"];
+    let terminal = run(80, "xterm", &create);
+    let both = |what: &'static str| {
+        move |rows: &[String]| ["node1", "node2"].iter().all(|one| rows.iter().any(|line| row(line, one, what)))
+    };
+    terminal.until("both are at work at the same time", both("boot"));
+    let (status, lines, seen) = terminal.end();
+    assert!(status.success(), "{lines:#?}");
+    let of = |lines: &[String], member: &str, what: &str| lines.iter().filter(|line| row(line, member, what)).count();
+    for member in ["node1", "node2"] {
+        assert_eq!(of(&lines, member, "ok "), 1, "{lines:#?}");
+        assert!(lines.iter().any(|line| line.starts_with(&format!("{member}: runs at 10.0.0."))), "{lines:#?}");
+        assert!(!lines.iter().any(|line| line.starts_with(&format!("red-{member}: boot"))), "{lines:#?}");
+        let times = |picture: &Vec<String>| picture.iter().filter(|line| row(line, member, "")).count();
+        assert!(seen.pictures.iter().all(|picture| times(picture) <= 1), "{:#?}", seen.pictures);
+    }
+
+    // A narrow one, on which a member fails: the first line of why is in its row, and nothing is wrapped.
+    let fail = "printf '\\033[31mred\\n'; exit 3";
+    let file = write(
+        &host,
+        "blue.toml",
+        &format!("name = 'blue'\n[roles.a]\nmemory = '128M'\n[roles.b]\nmemory = '128M'\nrun = '''{fail}'''"),
+    );
+    let (status, lines, seen) = run(44, "xterm", &["cluster", "apply", "-f", &file]).end();
+    assert_eq!(status.code(), Some(1), "{lines:#?}");
+    assert_eq!((of(&lines, "a1", "ok "), of(&lines, "b1", "failed: what 'blu")), (1, 1), "{lines:#?}");
+    let rows = seen.pictures.iter().flatten().filter(|line| ["a1  ", "b1  "].iter().any(|one| line.starts_with(one)));
+    assert!(rows.clone().count() > 4 && rows.clone().all(|line| line.trim_end().chars().count() < 44));
+    assert!(!String::from_utf8_lossy(&seen.raw).contains("\x1b[31m"), "no guest steers the terminal");
+
+    // A dumb one has lines, and so has a file.
+    let (_, lines, seen) = run(80, "dumb", &["cluster", "stop", "blue", "--force"]).end();
+    assert!(!seen.raw.contains(&0x1b) && lines.iter().any(|line| line.starts_with("a1: ")), "{lines:#?}");
+    let output = host.world.puter(&["cluster", "apply", "-f", &file]).unwrap();
+    assert!(text(&output.stderr).contains("blue-a1: boot "), "{}", text(&output.stderr));
+
+    // One that is interrupted leaves the terminal as it was, with what became of each.
+    host.ok(&["cluster", "delete", "--force", "red"]);
+    let terminal = run(80, "xterm", &create);
+    terminal.until("both are at work at the same time", both("boot"));
+    for process in host.processes("cluster create") {
+        let _ = host.world.root("kill").args(["-INT", &process]).status();
+    }
+    let (status, lines, seen) = terminal.end();
+    assert_eq!(status.code(), Some(130), "{lines:#?}");
+    assert_eq!(
+        of(&lines, "node1", "failed: interrupted") + of(&lines, "node2", "failed: interrupted"),
+        2,
+        "{lines:#?}"
+    );
+    let raw = String::from_utf8_lossy(&seen.raw);
+    assert!(raw.ends_with("\r\n") && raw.matches("\x1b[?25l").count() <= raw.matches("\x1b[?25h").count(), "{raw:?}");
+    for cluster in ["red", "blue"] {
+        host.ok(&["cluster", "delete", "--force", cluster]);
+    }
+    gone(&host);
+}

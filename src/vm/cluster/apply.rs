@@ -10,10 +10,10 @@ use super::model::{Cluster, Member, Role, in_role};
 use super::plan::{Action, Defaults, Found, Plan, Planned, plan, said};
 use super::run::{Began, Tell, check_names, in_waves, options, start_member, stop_member};
 use super::store::{locked, machine, whole};
-use super::{AT_ONCE, Outcome, for_each};
+use super::{AT_ONCE, Outcome, announce, for_each};
 use crate::failpoint::reach;
 use crate::vm::Hint;
-use crate::vm::lifecycle::{self, Change, Context, unix_now};
+use crate::vm::lifecycle::{self, Change, Context, Silent, unix_now};
 use crate::vm::port::Forward;
 
 /// What was done of a member.
@@ -114,6 +114,7 @@ pub fn apply(
         }
         check_plan(context, wanted, &plan)?;
         check_images(context, wanted, &plan)?;
+        announce(context.observer, &plan.members.iter().map(|one| one.member.clone()).collect::<Vec<_>>());
         let gone = delete(context, &plan, timeout, tell);
         if gone.iter().any(|one| one.result.is_err()) {
             return Ok(gone);
@@ -126,7 +127,7 @@ pub fn apply(
                 bring(context, planned.context("the member is not planned")?, role, timeout)
             };
             let stays = plan.members.iter().filter(|one| one.action != Action::Delete);
-            outcomes = in_waves(&cluster, stays.map(|one| one.member.clone()).collect(), bring, tell)?;
+            outcomes = in_waves(context, &cluster, stays.map(|one| one.member.clone()).collect(), bring, tell)?;
         }
         if outcomes.iter().all(|one| one.result.is_ok()) {
             finish(context, cluster)?;
@@ -160,7 +161,7 @@ fn delete(context: &Context, plan: &Plan, timeout: Duration, tell: Tell<'_, Appl
         remove(context, member, timeout)?;
         Ok(Applied { action: Action::Delete, began: None })
     };
-    for_each(&surplus, AT_ONCE, work, tell)
+    for_each(context.observer, &surplus, AT_ONCE, work, tell)
 }
 
 /// Writes down what is to be, with what was said before for as long as members have not followed.
@@ -202,9 +203,10 @@ fn take_back(context: &Context, plan: &Plan, tell: Tell<'_, Applied>) -> Vec<Out
         reach("cluster: ports taken back");
         Ok(Applied { action: Action::Change, began: None })
     };
-    let mut done = for_each(&members, AT_ONCE, work, &|_, _| {});
+    let mut done = for_each(&Silent, &members, AT_ONCE, work, &|_, _| {});
     done.retain(|one| one.result.is_err());
     for one in &done {
+        context.observer.ended(&one.member.vm, one.result.as_ref().err());
         tell(&one.member, &one.result);
     }
     done

@@ -126,7 +126,7 @@ fn remove(
         reach("cluster: member removed");
         Ok(())
     };
-    for_each(members, AT_ONCE, work, tell)
+    for_each(context.observer, members, AT_ONCE, work, tell)
 }
 
 /// What a change of size came to.
@@ -181,7 +181,7 @@ pub fn scale(
                 reach("cluster: member removed");
                 Ok(())
             };
-            scaled.removed = for_each(&surplus, AT_ONCE, work, tell.1);
+            scaled.removed = for_each(context.observer, &surplus, AT_ONCE, work, tell.1);
         }
         // The record names all that there are, whatever became of the others.
         let last = scaled.removed.iter().filter(|one| one.result.is_err()).map(|one| one.member.number).max();

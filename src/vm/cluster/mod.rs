@@ -26,6 +26,7 @@ pub use wait::{Sign, wait};
 
 use anyhow::{Result, anyhow};
 
+use super::lifecycle::Observer;
 use super::parallel::side_by_side;
 use super::{Hint, cancel};
 
@@ -41,15 +42,24 @@ pub struct Outcome<T> {
     pub result: Result<T>,
 }
 
+/// Tells that these are worked on together.
+fn announce(observer: &dyn Observer, members: &[Member]) {
+    let rows: Vec<(&str, &str)> = members.iter().map(|one| (one.vm.as_str(), one.member.as_str())).collect();
+    observer.together(&rows);
+}
+
 /// Does `work` for each member, so many at the same time, and tells each result as it comes.
 fn for_each<T: Send>(
+    observer: &dyn Observer,
     members: &[Member],
     most: usize,
     work: impl Fn(&Member) -> Result<T> + Sync,
     tell: &(dyn Fn(&Member, &Result<T>) + Sync),
 ) -> Vec<Outcome<T>> {
+    announce(observer, members);
     let results = side_by_side(members, most, |member| {
         let result = cancel::check().map_err(anyhow::Error::from).and_then(|()| work(member));
+        observer.ended(&member.vm, result.as_ref().err());
         tell(member, &result);
         result
     });

@@ -246,7 +246,7 @@ fn settings(planned: &mut Planned, vm: &Vm, role: &Role, said: Option<&Role>, de
 
 /// A size as people read it, in bytes where that would look like the other.
 fn exact(size: u64, other: u64) -> String {
-    let rounded = size % (1 << 20) != 0 || show_size(size) == show_size(other);
+    let rounded = !size.is_multiple_of(1 << 20) || show_size(size) == show_size(other);
     if rounded { size.to_string() } else { show_size(size) }
 }
 

@@ -10,12 +10,12 @@ use anyhow::{Context as _, Result, anyhow};
 
 use super::model::{Cluster, Member, Role, Target, in_role};
 use super::store::{locked, machine, whole};
-use super::{ASKED_AT_ONCE, AT_ONCE, Outcome, existing, for_each, wrong};
+use super::{ASKED_AT_ONCE, AT_ONCE, Outcome, announce, existing, for_each, wrong};
 use crate::failpoint::reach;
 use crate::protocol::agent::Exec;
 use crate::vm::files::plain;
 use crate::vm::home::Home;
-use crate::vm::lifecycle::{self, Context, StartOptions, Stopped, unix_now};
+use crate::vm::lifecycle::{self, Context, Silent, StartOptions, Stopped, unix_now};
 use crate::vm::machine::State;
 use crate::vm::state::{Vm, running};
 use crate::vm::{Hint, cancel};
@@ -153,16 +153,18 @@ pub(super) fn start_locked(
     members: Vec<Member>,
     tell: Tell<'_, Began>,
 ) -> Result<Vec<Outcome<Began>>> {
-    in_waves(cluster, members, |member, role| start_member(context, member, role), tell)
+    in_waves(context, cluster, members, |member, role| start_member(context, member, role), tell)
 }
 
 /// Does `work` for each of the members, for those of a role after those of the roles that come first.
 pub(super) fn in_waves<T: Send>(
+    context: &Context,
     cluster: &Cluster,
     members: Vec<Member>,
     work: impl Fn(&Member, &Role) -> Result<T> + Sync,
     tell: Tell<'_, T>,
 ) -> Result<Vec<Outcome<T>>> {
+    announce(context.observer, &members);
     let mut outcomes = Vec::new();
     let mut failed: BTreeSet<&str> = BTreeSet::new();
     for wave in cluster.waves()? {
@@ -180,7 +182,7 @@ pub(super) fn in_waves<T: Send>(
             wave.iter().filter(|role| held.iter().any(|(m, _)| m.role == role.name)).map(|role| role.name.as_str()),
         );
         let begin = |member: &Member| work(member, cluster.role(&member.role).context("the role is gone")?);
-        let done = for_each(&ready, AT_ONCE, begin, tell);
+        let done = for_each(context.observer, &ready, AT_ONCE, begin, tell);
         for role in wave {
             if done.iter().any(|one| one.member.role == role.name && one.result.is_err()) {
                 failed.insert(&role.name);
@@ -189,6 +191,7 @@ pub(super) fn in_waves<T: Send>(
         outcomes.extend(done);
         outcomes.extend(held.into_iter().map(|(member, first)| {
             let result = Err(anyhow!("'{}' waits for the role '{first}', which failed", member.vm));
+            context.observer.ended(&member.vm, result.as_ref().err());
             tell(&member, &result);
             Outcome { member, result }
         }));
@@ -326,12 +329,13 @@ pub fn stop(
     locked(context.home, &target.cluster, || {
         let cluster = existing(context.home, &target.cluster)?;
         let members = target.select(&cluster)?;
+        announce(context.observer, &members);
         let mut outcomes = Vec::new();
         for wave in cluster.waves()?.into_iter().rev() {
             let of_it: Vec<Member> =
                 members.iter().filter(|member| wave.iter().any(|role| role.name == member.role)).cloned().collect();
             let work = |member: &Member| stop_member(context, member, timeout, force);
-            outcomes.extend(for_each(&of_it, AT_ONCE, work, tell));
+            outcomes.extend(for_each(context.observer, &of_it, AT_ONCE, work, tell));
         }
         Ok(outcomes)
     })
@@ -367,7 +371,7 @@ pub fn exec<'a>(
         let (mut out, mut err) = output(member);
         run_in(home, &member.vm, wanted.clone(), &mut *out, &mut *err)
     };
-    Ok(for_each(&members, ASKED_AT_ONCE, run, &|_, _| {}))
+    Ok(for_each(&Silent, &members, ASKED_AT_ONCE, run, &|_, _| {}))
 }
 
 /// The member's VM, which must run.

@@ -50,6 +50,10 @@ pub trait Observer: Sync {
     fn end(&self, vm: &str, step: &str, took: Duration);
     /// Something that the user should know.
     fn note(&self, vm: &str, text: &str);
+    /// These VMs are worked on together from now on; each with what it is called among them.
+    fn together(&self, _vms: &[(&str, &str)]) {}
+    /// The work on one of those has ended, with an error where it failed.
+    fn ended(&self, _vm: &str, _error: Option<&anyhow::Error>) {}
     /// Shows the progress of a pull of `what`, until it is dropped.
     fn pull<'a>(&'a self, what: &str) -> Box<dyn image::Progress + 'a>;
 }

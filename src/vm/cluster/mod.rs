@@ -4,6 +4,7 @@
 mod apply;
 mod delete;
 mod file;
+mod first_boot;
 mod inventory;
 mod model;
 mod plan;

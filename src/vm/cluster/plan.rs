@@ -244,7 +244,7 @@ fn settings(planned: &mut Planned, vm: &Vm, role: &Role, said: Option<&Role>, de
     }
 }
 
-/// A size as people read it, in bytes where that would look like the other.
+/// A size as people read it, in bytes where that would look like the other: equal only where both are the same.
 fn exact(size: u64, other: u64) -> String {
     let rounded = !size.is_multiple_of(1 << 20) || show_size(size) == show_size(other);
     if rounded { size.to_string() } else { show_size(size) }
@@ -286,7 +286,6 @@ fn of_roles(record: &Cluster, wanted: &Cluster, members: &[Planned]) -> Vec<Role
                 all.push(change(&role.name, setting, from, to));
             }
         };
-        let size = |size: &Option<u64>| size.map(|size| size.to_string());
         let number = |number: Option<u32>| number.map(|number| number.to_string());
         let list = |words: Vec<String>| Some(words.join(", ")).filter(|words| !words.is_empty());
         let ports = |role: &Role| list(role.publish.iter().map(Forward::to_string).collect());
@@ -296,8 +295,10 @@ fn of_roles(record: &Cluster, wanted: &Cluster, members: &[Planned]) -> Vec<Role
         }
         note("image", former.image.clone(), role.image.clone());
         note("cpus", number(former.cpus), number(role.cpus));
-        note("memory", size(&former.memory), size(&role.memory));
-        note("disk", size(&former.disk), size(&role.disk));
+        for (setting, from, to) in [("memory", former.memory, role.memory), ("disk", former.disk, role.disk)] {
+            let of = |size: Option<u64>, other: Option<u64>| Some(exact(size?, other.unwrap_or(0)));
+            note(setting, of(from, to), of(to, from));
+        }
         note("publish", ports(former), ports(role));
         note("isolate", word(former.isolate), word(role.isolate));
         note("after", list(former.after.clone()), list(role.after.clone()));
@@ -359,7 +360,7 @@ mod tests {
         let chosen = Forward { host_port: 40123, ..port("80") };
         type Make<'a> = &'a dyn Fn(&mut Role);
         type Set<'a> = &'a dyn Fn(&mut Vm);
-        let cases: [(Make, State, Set, &[&str]); 20] = [
+        let cases: [(Make, State, Set, &[&str]); 21] = [
             (&|_| {}, State::Running, &|_| {}, &[]),
             (&|_| {}, State::Running, &|vm| (vm.cpus, vm.ports) = (7, vec![chosen]), &[]),
             (&|_| {}, State::Stopped, &|_| {}, &["web1 Start start"]),
@@ -379,6 +380,7 @@ mod tests {
             (&|web| web.disk = Some(1 << 29), State::Running, &|_| {}, &["web1 Recreate disk 1G>512M Recreation"]),
             (&|web| web.image = Some("r".into()), State::Running, &|_| {}, &["role web image ->r"]),
             (&|web| web.image = Some("new".into()), State::Running, &|_| {}, &["web1 Recreate image r>new Recreation"]),
+            (&|web| web.memory = Some(1 << 30), State::Running, &|_| {}, &["role web memory ->1G"]),
             (&|web| web.isolate = Some(true), State::Running, &|_| {}, &["web1 Change isolate no>yes Nothing"]),
             (
                 &|web| web.publish = vec![port("80")],

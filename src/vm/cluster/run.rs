@@ -51,10 +51,8 @@ pub fn create(context: &Context, wanted: Cluster, begin: bool, tell: Tell<'_, Be
             Some(former) if former.unfinished || !is_empty(home, &former) => {
                 return Err(wrong(
                     format!("there is a cluster '{name}' already, and it is not the same"),
-                    format!(
-                        "`puter cluster apply -f FILE` makes it what a file says, `puter cluster scale` changes its \
-                         size; or choose another name"
-                    ),
+                    "`puter cluster apply -f FILE` makes it what a file says, `puter cluster scale` changes its size; or \
+                     choose another name",
                 ));
             }
             // Of one that has no member yet nothing would be lost.

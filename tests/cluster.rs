@@ -2,11 +2,14 @@
 
 #[path = "e2e/host.rs"]
 mod host;
+#[path = "e2e/terminal.rs"]
+mod terminal;
 
 use std::time::Duration;
 
 use host::{Host, text};
 use serde_json::Value;
+use terminal::Terminal;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -46,6 +49,11 @@ fn resolve(host: &Host, vm: &str, name: &str) -> Option<String> {
     let answer = said.split_once("Name:")?.1;
     let address = |line: &str| Some(line.strip_prefix("Address")?.rsplit(' ').next()?.to_string());
     answer.lines().filter_map(address).find(|text| text.parse::<std::net::Ipv4Addr>().is_ok())
+}
+
+/// How many snapshots somebody asked for.
+fn kept(all: &Value) -> usize {
+    all.as_array().unwrap().iter().filter(|one| one["automatic"] == false).count()
 }
 
 fn pairs(all: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -349,6 +357,27 @@ fn a_whole_cluster_is_kept_restored_and_cloned() {
     }
     host.fails(&["cluster", "clone", "red", "blue"], "there is a cluster 'blue' already", "puter cluster delete blue");
     host.fails(&["cluster", "clone", "red@none", "new"], "has no snapshot 'none'", "there are: kept");
+    // A snapshot of the whole goes as a whole, or stays so.
+    let parts = || ["red-node1", "red-node2"].map(|vm| host.json(&["snapshots", vm, "--json"])).map(|all| kept(&all));
+    let before = parts();
+    host.fails(
+        &["cluster", "snapshot", "delete", "red@kept"],
+        "cannot delete red@kept: parts of it are needed",
+        "flatten",
+    );
+    host.fails(&["cluster", "snapshot", "delete", "red"], "no snapshot is named", "puter cluster snapshots red");
+    host.fails(&["cluster", "snapshot", "delete", "red@none"], "has no snapshot 'none'", "there are: kept");
+    assert_eq!(parts(), before);
+    host.ok(&["cluster", "snapshot", "red", "--name", "brief", "--disk-only"]);
+    assert_eq!(parts().map(|count| count - 1), before);
+    let brief = host.json(&["snapshots", "red-node1", "--json"]);
+    let brief = brief.as_array().unwrap().iter().find(|one| one["name"] == "brief").unwrap()["id"].clone();
+    // One of which a part is gone goes all the same.
+    host.ok(&["snapshot", "delete", &format!("red-node1@{}", brief.as_str().unwrap())]);
+    assert_eq!(host.json(&["cluster", "snapshots", "red", "--json"])[1]["whole"], false);
+    assert_eq!(host.ok(&["cluster", "snapshot", "delete", "red@brief"]), "red@brief deleted");
+    assert_eq!(parts(), before);
+    assert_eq!(host.json(&["cluster", "snapshots", "red", "--json"]).as_array().unwrap().len(), 1);
     // What stands on snapshots keeps them; the clones go first.
     host.fails(&["cluster", "scale", "red", "node=1"], "have snapshots: red-node2@", "puter snapshot delete");
     host.ok(&["cluster", "stop", "red", "--force"]);
@@ -361,5 +390,197 @@ fn a_whole_cluster_is_kept_restored_and_cloned() {
     host.ok(&["snapshot", "delete", &format!("red-node2@{kept}")]);
     host.fails(&["cluster", "restore", "red"], "the snapshot 'kept' is not whole", "puter snapshots red-node2");
     host.ok(&["cluster", "delete", "--snapshots", "red"]);
+    gone(&host);
+}
+
+/// What is planned, as `member action`.
+fn planned(host: &Host, file: &str) -> Vec<String> {
+    let plan = host.json(&["cluster", "apply", "-f", file, "--dry-run", "--json"]);
+    assert_eq!((&plan["applied"], &plan["results"]), (&false.into(), &Value::Null));
+    let word = |one: &Value, key: &str| one[key].as_str().unwrap().to_string();
+    let all = plan["members"].as_array().unwrap();
+    all.iter().map(|one| format!("{} {}", word(one, "member"), word(one, "action"))).collect()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_cluster_becomes_what_its_file_says_and_only_what_differs_changes() {
+    let host = host();
+    let first = write(
+        &host,
+        "cluster.toml",
+        "name = 'shop'\n[roles.db]\ncpus = 1\nmemory = '128M'\ndisk = '3G'\nrun = 'echo $PUTER_MEMBER >>/first'\n\
+         [roles.web]\ncount = 2\nmemory = '128M'\nafter = ['db']\npublish = ['80']\n",
+    );
+    let apply = |file: &str, more: &[&str]| host.ok(&[&["cluster", "apply", "-f", file][..], more].concat());
+    let sh = |target: &str, script: &str| host.ok(&["cluster", "exec", target, "--", "sh", "-c", script]);
+    let info = |vm: &str| host.json(&["info", vm, "--json"])[0].clone();
+    let record = || std::fs::read_to_string(host.world.home().join("cluster/shop.json")).unwrap();
+
+    // A plan alone makes nothing; then it is done, and then there is nothing to do.
+    assert_eq!(planned(&host, &first), ["db1 create", "web1 create", "web2 create"]);
+    host.fails(&["cluster", "status", "shop"], "no cluster named 'shop'", "");
+    let said = apply(&first, &[]);
+    for part in ["shop is not there yet", "  + db1   create\n", "3 to create, 0 to start", "web2: runs at 10.0.0.1"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    sh("shop", "echo kept >/word; echo kept >/run/word; sync");
+    let (before, pids) = (record(), ["db1", "web1"].map(|one| info(&format!("shop-{one}"))["pid"].clone()));
+    assert_eq!(apply(&first, &[]), "shop is as the file says; there is nothing to do");
+    assert_eq!((record(), sh("shop:db1", "cat /first")), (before, "db1 | db1".into()));
+
+    // What can be changed without a restart is, and nothing else is touched.
+    let second = write(
+        &host,
+        "second.toml",
+        "name = 'shop'\n[roles.db]\nmemory = '128M'\ncpus = 2\ndisk = '4G'\nrun = 'echo other >>/first'\n\
+         [roles.web]\ncount = 1\nmemory = '128M'\nafter = ['db']\npublish = ['81']\nisolate = true\n\
+         run = 'echo late >>/first'\n\
+         [roles.cache]\nmemory = '128M'\n",
+    );
+    assert_eq!(planned(&host, &second), ["cache1 create", "db1 change", "web1 change", "web2 delete"]);
+    let output = host.world.puter(&["cluster", "apply", "-f", &second]).unwrap();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(1), "{out}{err}");
+    assert!(err.contains("1 member is deleted, and there is nobody to ask") && err.contains("hint: `--yes`"), "{err}");
+    for part in ["  ~ db1     change cpus 1 -> 2 (restart), disk 3G -> 4G (restart)\n", "  - web2    delete\n"] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    assert_eq!(status(&host, "shop").len(), 3, "nothing is done");
+    host.ok(&["snapshot", "shop-web2", "--name", "kept", "--disk-only"]);
+    let (_, err) = fails(&host, &["cluster", "apply", "-f", &second, "--yes"]);
+    assert!(err.contains("members of 'shop' have snapshots: shop-web2@"), "{err}");
+    assert_eq!(info("shop-db1")["pid"], pids[0], "what is in the way is found before anything is done");
+    let id = host.json(&["snapshots", "shop-web2", "--json"])[0]["id"].as_str().unwrap().to_string();
+    host.ok(&["snapshot", "delete", &format!("shop-web2@{id}")]);
+    let said = apply(&second, &["--yes"]);
+    for part in ["web2: deleted\n", "db1: changed, runs at", "web1: changed", "cache1: runs at"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert_eq!(status(&host, "shop"), pairs(&[("cache1", "running"), ("db1", "running"), ("web1", "running")]));
+    let (db, web) = (info("shop-db1"), info("shop-web1"));
+    assert_eq!((&db["cpus"], &db["disk"], &web["isolate"]), (&2.into(), &(4_u64 << 30).into(), &true.into()));
+    assert_eq!((&web["ports"][0]["guest_port"], web["ports"].as_array().unwrap().len()), (&81.into(), 1));
+    assert_eq!(web["pid"], pids[1], "it went on");
+    assert_ne!(db["pid"], pids[0]);
+    assert_eq!(sh("shop:web1", "cat /run/word"), "web1 | kept");
+    assert_eq!(sh("shop:db1", "cat /word /first"), "db1 | kept\ndb1 | db1", "the disk stays, and is no first one");
+    assert_eq!(planned(&host, &second), [""; 0]);
+
+    // What somebody changed since goes back; what the file does not say stays.
+    host.ok(&["cluster", "stop", "shop:db", "--force"]);
+    host.ok(&["set", "shop-db1", "--cpus", "1", "--restart", "always"]);
+    host.ok(&["port", "add", "shop-cache1", "90"]);
+    assert_eq!(planned(&host, &second), ["db1 change"]);
+    apply(&second, &[]);
+    assert_eq!((&info("shop-db1")["cpus"], status(&host, "shop:db")), (&2.into(), pairs(&[("db1", "running")])));
+
+    // Another image: what is on the disk goes, but not for one that cannot be had.
+    let third = |image: &str| {
+        let text = std::fs::read_to_string(host.world.dir().join("home/second.toml")).unwrap();
+        let text = text.replace("[roles.db]\n", &format!("[roles.db]\nimage = '{image}'\n"));
+        write(&host, "third.toml", &text.replace("disk = '4G'\n", ""))
+    };
+    let (_, err) = fails(&host, &["cluster", "apply", "-f", &third("localhost:1/none"), "--yes"]);
+    assert!(err.contains("the role 'db'") && err.contains("localhost:1/none"), "{err}");
+    assert_eq!(sh("shop:db1", "cat /word"), "db1 | kept");
+    let file = third(&host.push_small_guest_as("puter/other"));
+    let ask = |answer: &str| {
+        let mut command = host.world.command_with(&[("TERM", "xterm")], "puter");
+        command.args(["cluster", "apply", "-f", &file]);
+        let terminal = Terminal::ask(command, 40, 100);
+        let asked = |rows: &[String]| rows.iter().any(|row| row.contains("Go on? [y/N]"));
+        let rows = terminal.until("the question", asked);
+        assert!(
+            rows.iter().any(|row| row.contains("1 member is made again, with all that is on their disks")),
+            "{rows:?}"
+        );
+        terminal.write(answer);
+        let (status, lines, _) = terminal.end();
+        (status.code(), lines.join("\n"))
+    };
+    let (code, said) = ask("\n");
+    assert!(code == Some(1) && said.contains("'shop' is left as it is"), "{said}");
+    assert_eq!(sh("shop:db1", "cat /word"), "db1 | kept");
+    let (code, said) = ask("y\n");
+    assert!(code == Some(0) && said.contains("db1: made again, runs at"), "{said}");
+    assert_eq!(sh("shop:db1", "cat /word /first 2>/dev/null; true"), "db1 | other");
+    assert!(info("shop-db1")["image"].to_string().contains("puter/other"), "{}", info("shop-db1"));
+    assert_eq!(info("shop-web1")["pid"], pids[1]);
+    assert_eq!(planned(&host, &file), [""; 0]);
+    host.ok(&["cluster", "delete", "--force", "shop"]);
+    gone(&host);
+}
+
+/// Whether the row is one of the member's, and says this.
+fn row(line: &str, member: &str, what: &str) -> bool {
+    line.strip_prefix(member).is_some_and(|rest| rest.starts_with("  ") && rest.trim_start().starts_with(what))
+}
+
+#[test]
+#[ignore = "needs root"]
+fn on_a_terminal_each_member_has_a_row() {
+    let host = host();
+    let run = |columns: u16, term: &str, args: &[&str]| {
+        let mut command = host.world.command_with(&[("TERM", term)], "puter");
+        command.args(args).stdin(std::process::Stdio::null());
+        Terminal::run(command, 24, columns)
+    };
+    let create = ["cluster", "create", "red", "--count", "2", "--memory", "128M"];
+    let terminal = run(80, "xterm", &create);
+    let both = |what: &'static str| {
+        move |rows: &[String]| ["node1", "node2"].iter().all(|one| rows.iter().any(|line| row(line, one, what)))
+    };
+    terminal.until("both are at work at the same time", both("boot"));
+    let (status, lines, seen) = terminal.end();
+    assert!(status.success(), "{lines:#?}");
+    let of = |lines: &[String], member: &str, what: &str| lines.iter().filter(|line| row(line, member, what)).count();
+    for member in ["node1", "node2"] {
+        assert_eq!(of(&lines, member, "ok "), 1, "{lines:#?}");
+        assert!(lines.iter().any(|line| line.starts_with(&format!("{member}: runs at 10.0.0."))), "{lines:#?}");
+        assert!(!lines.iter().any(|line| line.starts_with(&format!("red-{member}: boot"))), "{lines:#?}");
+        let times = |picture: &Vec<String>| picture.iter().filter(|line| row(line, member, "")).count();
+        assert!(seen.pictures.iter().all(|picture| times(picture) <= 1), "{:#?}", seen.pictures);
+    }
+
+    // A narrow one, on which a member fails: the first line of why is in its row, and nothing is wrapped.
+    let fail = "printf '\\033[31mred\\n'; exit 3";
+    let file = write(
+        &host,
+        "blue.toml",
+        &format!("name = 'blue'\n[roles.a]\nmemory = '128M'\n[roles.b]\nmemory = '128M'\nrun = '''{fail}'''"),
+    );
+    let (status, lines, seen) = run(44, "xterm", &["cluster", "apply", "-f", &file]).end();
+    assert_eq!(status.code(), Some(1), "{lines:#?}");
+    assert_eq!((of(&lines, "a1", "ok "), of(&lines, "b1", "failed: what 'blu")), (1, 1), "{lines:#?}");
+    let rows = seen.pictures.iter().flatten().filter(|line| ["a1  ", "b1  "].iter().any(|one| line.starts_with(one)));
+    assert!(rows.clone().count() > 4 && rows.clone().all(|line| line.trim_end().chars().count() < 44));
+    assert!(!String::from_utf8_lossy(&seen.raw).contains("\x1b[31m"), "no guest steers the terminal");
+
+    // A dumb one has lines, and so has a file.
+    let (_, lines, seen) = run(80, "dumb", &["cluster", "stop", "blue", "--force"]).end();
+    assert!(!seen.raw.contains(&0x1b) && lines.iter().any(|line| line.starts_with("a1: ")), "{lines:#?}");
+    let output = host.world.puter(&["cluster", "apply", "-f", &file]).unwrap();
+    assert!(text(&output.stderr).contains("blue-a1: boot "), "{}", text(&output.stderr));
+
+    // One that is interrupted leaves the terminal as it was, with what became of each.
+    host.ok(&["cluster", "delete", "--force", "red"]);
+    let terminal = run(80, "xterm", &create);
+    terminal.until("both are at work at the same time", both("boot"));
+    for process in host.processes("cluster create") {
+        let _ = host.world.root("kill").args(["-INT", &process]).status();
+    }
+    let (status, lines, seen) = terminal.end();
+    assert_eq!(status.code(), Some(130), "{lines:#?}");
+    assert_eq!(
+        of(&lines, "node1", "failed: interrupted") + of(&lines, "node2", "failed: interrupted"),
+        2,
+        "{lines:#?}"
+    );
+    let raw = String::from_utf8_lossy(&seen.raw);
+    assert!(raw.ends_with("\r\n") && raw.matches("\x1b[?25l").count() <= raw.matches("\x1b[?25h").count(), "{raw:?}");
+    for cluster in ["red", "blue"] {
+        host.ok(&["cluster", "delete", "--force", cluster]);
+    }
     gone(&host);
 }

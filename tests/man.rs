@@ -69,8 +69,9 @@ fn add_commands(dir: &Path, words: &[&str], all: &mut BTreeMap<String, Options>)
 fn commands(dir: &Path) -> BTreeMap<String, Options> {
     let mut all = BTreeMap::new();
     add_commands(dir, &[], &mut all);
-    // A word after `snapshot` is a VM's name but for this one, so that the list does not have it.
+    // A word after `snapshot` is a name but for this one, so that the lists do not have it.
     add_commands(dir, &["snapshot", "delete"], &mut all);
+    add_commands(dir, &["cluster", "snapshot", "delete"], &mut all);
     assert!(all.len() > 40, "the help lists commands: {:?}", all.keys());
     all
 }

@@ -198,6 +198,11 @@ fn values(option: &str, known: &dyn Known) -> Vec<(String, String)> {
 fn positional(name: &str, command: &CommandInfoWithArgs, given: &[&str], known: &dyn Known) -> Vec<(String, String)> {
     let given: Vec<&str> = given.iter().copied().filter(|word| !word.starts_with('-')).collect();
     let Some(last) = command.positionals.last() else { return Vec::new() };
+    // A command of its own, of which the parser does not know.
+    if (name, last.name, given.first()) == ("snapshot", "cluster", Some(&"delete")) {
+        let all = known.clusters().into_iter().flat_map(|cluster| cuts(&cluster));
+        return all.filter(|(word, _)| !given.contains(&word.as_str())).collect();
+    }
     let many = last.optionality == Optionality::Repeating;
     let Some(wanted) = command.positionals.get(given.len()).or(many.then_some(last)) else { return Vec::new() };
     let vms = |suffix: &str| -> Vec<(String, String)> {
@@ -238,8 +243,7 @@ fn positional(name: &str, command: &CommandInfoWithArgs, given: &[&str], known: 
                 let members = cluster.members();
                 all.push((cluster.name.clone(), format!("{} members", members.len())));
                 if ["restore", "clone"].contains(&name) {
-                    let cuts = cluster.snapshots.iter().map(|cut| format!("{}@{}", cluster.name, cut.name));
-                    all.extend(cuts.map(|word| (word, "snapshot".to_string())));
+                    all.extend(cuts(&cluster));
                 }
                 if wanted.name == "part" {
                     let roles = cluster
@@ -263,6 +267,12 @@ fn positional(name: &str, command: &CommandInfoWithArgs, given: &[&str], known: 
         "shell" => ["bash", "zsh", "fish"].map(|shell| (shell.to_string(), String::new())).into(),
         _ => vec![(FILES.into(), String::new())],
     }
+}
+
+/// The snapshots of a whole cluster.
+fn cuts(cluster: &Cluster) -> Vec<(String, String)> {
+    let names = cluster.snapshots.iter().map(|cut| format!("{}@{}", cluster.name, cut.name));
+    names.map(|word| (word, "snapshot".to_string())).collect()
 }
 
 /// Whether the command would do something with this VM.
@@ -377,12 +387,18 @@ mod tests {
             ("cluster exec shop -- l", &[FILES]),
             ("cluster scale shop w", &["web="]),
             ("cluster restore s", &["shop", "shop@before"]),
+            ("cluster snapshot ", &["shop"]),
+            ("cluster snapshot delete ", &["shop@before"]),
+            ("cluster snapshot delete shop@before ", &[]),
             ("cluster clone shop@", &["shop@before"]),
             ("cluster clone shop ", &[]),
             ("cluster inventory shop --format a", &["ansible"]),
             ("cluster wait --for ", &["agent", "ssh", "port:"]),
             ("cluster create ", &[]),
             ("cluster create -f ", &[FILES]),
+            ("cluster apply ", &["shop"]),
+            ("cluster apply -f ", &[FILES]),
+            ("cluster apply -f x --d", &["--dry-run"]),
             ("list --", &["--help", "--json"]),
             ("list --json --", &["--help"]),
             ("nonsense ", &[]),

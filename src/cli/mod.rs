@@ -115,6 +115,15 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
                 Err(exit) => return usage(&exit, &["snapshot"]),
             }
         }
+        ["cluster", "snapshot", "delete", words @ ..] => {
+            match cluster::SnapshotDelete::from_args(&["puter", "cluster", "snapshot", "delete"], words) {
+                Ok(command) => {
+                    cancel::listen();
+                    command.run()
+                }
+                Err(exit) => return usage(&exit, &["cluster"]),
+            }
+        }
         // What the shells' scripts ask.
         ["__complete", words @ ..] => {
             completions::complete(words);

@@ -1,14 +1,16 @@
-//! Progress for people, on stderr: spinners and bars on a terminal; elsewhere a plain line when something has ended.
+//! Progress for people, on stderr: spinners and bars on a terminal, of a cluster a table of its members; elsewhere a plain
+//! line when something has ended.
 
 mod line;
 mod pull;
 mod screen;
+mod table;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::IsTerminal;
-use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
@@ -18,11 +20,16 @@ use crate::vm::lifecycle::Observer;
 use line::{Measure, clip, lay_out};
 use pull::Pull;
 use screen::{Screen, size};
+use table::Table;
 
 /// Times in a second that the screen is drawn at most.
 const RATE: u8 = 20;
 /// How often a bar is drawn although nothing moves.
 const TICK: Duration = Duration::from_millis(100);
+/// Rows of the terminal that a table leaves to others: a pull, and what was printed before.
+const SPARE: usize = 4;
+/// A table has so many rows, whatever the terminal's height.
+const FEWEST: usize = 3;
 
 /// The bars that are on the terminal.
 static SHOWN: Mutex<Option<MultiProgress>> = Mutex::new(None);
@@ -41,6 +48,9 @@ pub struct Progress {
     terminal: bool,
     bars: MultiProgress,
     steps: Mutex<BTreeMap<String, ProgressBar>>,
+    /// The VMs that are worked on together, and their place on the terminal.
+    table: Arc<Mutex<Table>>,
+    drawn: Mutex<Option<ProgressBar>>,
 }
 
 impl Progress {
@@ -55,7 +65,7 @@ impl Progress {
         if terminal {
             *SHOWN.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(bars.clone());
         }
-        Progress { terminal, bars, steps: Mutex::default() }
+        Progress { terminal, bars, steps: Mutex::default(), table: Arc::default(), drawn: Mutex::default() }
     }
 
     /// A bar for bytes whose number is not known beforehand.
@@ -63,12 +73,19 @@ impl Progress {
         self.meter(what, None)
     }
 
-    /// Takes what is still drawn off the screen.
+    /// Takes what is still drawn off the screen; what became of VMs that were worked on together stays.
     pub fn finish(&self) {
+        let drawn = lock(&self.drawn).take();
+        if let Some(bar) = &drawn {
+            bar.finish_and_clear();
+        }
         for bar in self.steps().values() {
             bar.finish_and_clear();
         }
         let _ = self.bars.clear();
+        if drawn.is_some() {
+            eprintln!("{}", rows(&self.table));
+        }
     }
 
     /// A bar for bytes.
@@ -115,7 +132,7 @@ impl Progress {
     }
 
     fn steps(&self) -> MutexGuard<'_, BTreeMap<String, ProgressBar>> {
-        self.steps.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.steps)
     }
 
     /// Prints a line that stays. What a registry or a guest said steers no terminal.
@@ -126,6 +143,17 @@ impl Progress {
             false => eprintln!("{text}"),
         }
     }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// The table as it is now, for the terminal as it is now.
+fn rows(table: &Mutex<Table>) -> String {
+    let (columns, rows) = size();
+    let most = usize::from(rows).saturating_sub(SPARE).max(FEWEST);
+    lock(table).lay_out(Instant::now(), columns.into(), most).join("\n")
 }
 
 /// A line that is written by this.
@@ -146,6 +174,11 @@ impl Observer for Progress {
         if !self.terminal {
             return;
         }
+        let mut table = lock(&self.table);
+        if table.has(vm) {
+            return table.begin(vm, step, Instant::now());
+        }
+        drop(table);
         let bar = self.spinner(&format!("{vm}: {step}"));
         if let Some(former) = self.steps().insert(vm.to_string(), bar) {
             former.finish_and_clear();
@@ -153,6 +186,10 @@ impl Observer for Progress {
     }
 
     fn end(&self, vm: &str, step: &str, took: Duration) {
+        // Its row tells.
+        if self.terminal && lock(&self.table).has(vm) {
+            return;
+        }
         if let Some(bar) = self.steps().remove(vm) {
             bar.finish_and_clear();
         }
@@ -161,6 +198,28 @@ impl Observer for Progress {
 
     fn note(&self, vm: &str, text: &str) {
         self.line(&format!("{vm}: {text}"));
+    }
+
+    fn together(&self, vms: &[(&str, &str)]) {
+        if !self.terminal || vms.is_empty() {
+            return;
+        }
+        {
+            let mut table = lock(&self.table);
+            vms.iter().for_each(|(vm, name)| table.add(vm, name));
+        }
+        lock(&self.drawn).get_or_insert_with(|| {
+            let table = self.table.clone();
+            let style = style(move |_, w| {
+                let _ = w.write_str(&rows(&table));
+            });
+            self.add(ProgressBar::no_length(), style)
+        });
+    }
+
+    fn ended(&self, vm: &str, error: Option<&anyhow::Error>) {
+        let why = error.map(|error| format!("{error:#}"));
+        lock(&self.table).end(vm, why.as_deref(), Instant::now());
     }
 
     fn pull<'a>(&'a self, what: &str) -> Box<dyn image::Progress + 'a> {

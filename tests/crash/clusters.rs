@@ -137,3 +137,73 @@ fn a_command_on_a_cluster_that_is_killed_at_any_step_is_gone_on_with() {
     host.until(LIMIT, || host.processes("puter-monitor").is_empty());
     assert_eq!(host.leftovers(), Vec::<String>::new());
 }
+
+#[test]
+#[ignore = "needs root"]
+fn a_cluster_that_is_half_changed_is_changed_whole_by_the_same_again() {
+    let host = host();
+    let path = host.world.dir().join("home/cluster.toml");
+    let write = |text: &str| {
+        let mut command = host.world.command("sh");
+        xtask::shell::output(command.args(["-c", "printf %s \"$1\" >\"$0\""]).arg(&path).arg(text)).unwrap();
+    };
+    let apply = ["cluster", "apply", "-f", path.to_str().unwrap(), "--yes"];
+    let as_before = || {
+        write("name = 'red'\n[roles.node]\ncount = 2\nmemory = '128M'\npublish = ['80']");
+        host.ok(&apply);
+        write(
+            "name = 'red'\n[roles.node]\nmemory = '192M'\npublish = ['81']\n\
+             [roles.web]\nmemory = '128M'\nrun = 'echo x >>/first'",
+        );
+    };
+    let as_wanted = |what: &str| {
+        run_all(&host, "red", 2, what);
+        let told = host.json(&["cluster", "apply", "-f", path.to_str().unwrap(), "--dry-run", "--json"]);
+        assert_eq!(told["members"], serde_json::Value::Array(Vec::new()), "{what}");
+        let record = std::fs::read_to_string(host.world.home().join("cluster/red.json")).unwrap();
+        assert!(!record.contains("former"), "{what}: {record}");
+        let info = host.json(&["info", "red-node1", "--json"]);
+        assert_eq!(
+            (&info[0]["memory"], &info[0]["ports"][0]["guest_port"]),
+            (&(192 << 20).into(), &81.into()),
+            "{what}"
+        );
+    };
+    let points = kill_at_each_step(&host, &apply, &apply, &as_before, &as_wanted);
+    for point in
+        ["member removed", "apply written down", "ports taken back", "member changed", "first boot done", "applied"]
+    {
+        assert!(points.contains(&format!("cluster: {point}")), "{point}: {points:?}");
+    }
+
+    // A snapshot of the whole that is being deleted.
+    let snapshot = || drop(host.ok(&["cluster", "snapshot", "red", "--name", "kept", "--disk-only"]));
+    let delete = ["cluster", "snapshot", "delete", "red@kept"];
+    let left = |what: &str| {
+        for vm in ["red-node1", "red-web1"] {
+            let parts = host.json(&["snapshots", vm, "--json"]);
+            assert_eq!(parts, serde_json::Value::Array(Vec::new()), "{what}");
+        }
+        assert_eq!(
+            host.json(&["cluster", "snapshots", "red", "--json"]),
+            serde_json::Value::Array(Vec::new()),
+            "{what}"
+        );
+    };
+    for point in ["snapshot delete: out of sight", "cluster: snapshot's parts removed", "cluster: snapshot forgotten"] {
+        snapshot();
+        let output = run(&host, &[("PUTER_FAIL_POINT", point)], &delete);
+        assert_eq!(output.status.signal(), Some(9), "{point}: {}", text(&output.stderr));
+        let again = run(&host, &[], &delete);
+        let gone = text(&again.stderr).contains("has no snapshot");
+        assert!(again.status.success() || gone, "{point}: {}", text(&again.stderr));
+        left(point);
+    }
+    delete_cluster(&host);
+}
+
+fn delete_cluster(host: &Host) {
+    delete(host, "red");
+    host.until(LIMIT, || host.processes("puter-monitor").is_empty());
+    assert_eq!(host.leftovers(), Vec::<String>::new());
+}

@@ -40,6 +40,11 @@ impl Host {
         self.push(&variable("PUTER_TEST_SMALL_GUEST"), build::GUEST_TAG, "puter/small")
     }
 
+    /// Pushes the guest that boots fast under another name.
+    pub fn push_small_guest_as(&self, name: &str) -> String {
+        self.push(&variable("PUTER_TEST_SMALL_GUEST"), build::GUEST_TAG, name)
+    }
+
     /// Starts puterd, with the guest that boots fast as the default image. One processor is all that it needs, and the
     /// emulator's are threads of a host that may have two.
     pub fn ready(&self) {

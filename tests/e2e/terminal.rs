@@ -41,13 +41,26 @@ impl Seen {
 }
 
 impl Terminal {
-    pub fn run(mut command: Command, rows: u16, columns: u16) -> Terminal {
+    /// Runs a command with its output on a terminal.
+    pub fn run(command: Command, rows: u16, columns: u16) -> Terminal {
+        Terminal::with(command, rows, columns, false)
+    }
+
+    /// As [`Terminal::run`], with its input there as well.
+    pub fn ask(command: Command, rows: u16, columns: u16) -> Terminal {
+        Terminal::with(command, rows, columns, true)
+    }
+
+    fn with(mut command: Command, rows: u16, columns: u16, input: bool) -> Terminal {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
         set_size(&master, rows, columns);
         let name = ptsname(&master, vec![]).unwrap();
         let open = || rustix::fs::open(&name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        if input {
+            command.stdin(open());
+        }
         let child = command.stdout(open()).stderr(open()).spawn().unwrap();
         // The command keeps its ends of the terminal open otherwise.
         drop(command);
@@ -67,6 +80,11 @@ impl Terminal {
             into.lock().unwrap().closed = true;
         });
         Terminal { master, seen, child }
+    }
+
+    /// Types something.
+    pub fn write(&self, text: &str) {
+        assert_eq!(rustix::io::write(&*self.master, text.as_bytes()).unwrap(), text.len());
     }
 
     pub fn resize(&self, rows: u16, columns: u16) {

@@ -1,5 +1,6 @@
 //! `puter cluster`.
 
+mod apply;
 mod clone;
 mod create;
 mod delete;
@@ -20,6 +21,8 @@ use anyhow::{Result, anyhow};
 use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
 
+pub use snapshot::SnapshotDelete;
+
 use super::{output, show_error};
 use crate::vm::cluster::{Began, Member, Outcome, Target};
 use crate::vm::lifecycle::Restored;
@@ -36,6 +39,7 @@ pub struct Cluster {
 #[argh(subcommand)]
 enum Command {
     Create(create::Create),
+    Apply(apply::Apply),
     Start(start::Start),
     Stop(stop::Stop),
     Delete(delete::Delete),
@@ -61,6 +65,7 @@ impl Cluster {
     pub fn run(self) -> Result<()> {
         match self.command {
             Command::Create(command) => command.run(),
+            Command::Apply(command) => command.run(),
             Command::Start(command) => command.run(),
             Command::Stop(command) => command.run(),
             Command::Delete(command) => command.run(),

@@ -1,11 +1,11 @@
-//! `puter cluster snapshot`, `snapshots` and `restore`.
+//! `puter cluster snapshot`, `snapshot delete`, `snapshots` and `restore`.
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
 
 use super::super::output::{self, show_seconds};
-use super::super::{info, with_context};
+use super::super::{each, info, misused, with_context};
 use super::{as_json, conclude, tell_restored};
 use crate::vm::cluster::{self, Cut, CutName, Outcome};
 use crate::vm::home::Home;
@@ -13,6 +13,8 @@ use crate::vm::lifecycle::{Taken, unix_now};
 use crate::vm::settings::show_size;
 
 /// Take a snapshot of all members at one instant: all stand still, all are written, all go on. All or none.
+///
+/// `puter cluster snapshot delete NAME@SNAPSHOT` deletes one; `puter cluster snapshots NAME` lists them.
 #[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "snapshot")]
 pub struct Snapshot {
@@ -25,6 +27,17 @@ pub struct Snapshot {
     /// no memory: the disks as if the members had lost their power
     #[argh(switch)]
     disk_only: bool,
+    /// print JSON
+    #[argh(switch)]
+    json: bool,
+}
+
+/// Delete snapshots of a whole cluster, each with all its parts. One on which a clone's disk stands stays whole.
+#[derive(ArgsInfo, FromArgs)]
+pub struct SnapshotDelete {
+    /// snapshots, as NAME@SNAPSHOT
+    #[argh(positional, arg_name = "snapshot")]
+    snapshots: Vec<String>,
     /// print JSON
     #[argh(switch)]
     json: bool,
@@ -89,6 +102,27 @@ impl Snapshot {
             ));
             Ok(())
         })
+    }
+}
+
+impl SnapshotDelete {
+    pub fn run(self) -> Result<()> {
+        if self.snapshots.is_empty() {
+            return Err(misused("no snapshot is named", "puter cluster snapshot delete NAME@SNAPSHOT"));
+        }
+        let home = Home::from_env()?;
+        let deleted = each(&self.snapshots, |text| {
+            let name: CutName = text.parse().map_err(|why: String| anyhow!(why))?;
+            let cut = cluster::delete_cut(&home, &name)?;
+            if !self.json {
+                output::print(&format!("{name} deleted"));
+            }
+            Ok(shown(&name.cluster, &cut))
+        })?;
+        match self.json {
+            true => output::print_json(&deleted),
+            false => Ok(()),
+        }
     }
 }
 

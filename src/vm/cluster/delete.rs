@@ -51,7 +51,7 @@ pub fn delete(
 }
 
 /// The members that are there, with those that only say so.
-fn all(home: &Home, name: &str, cluster: Option<&Cluster>) -> Result<Vec<Member>> {
+pub(super) fn all(home: &Home, name: &str, cluster: Option<&Cluster>) -> Result<Vec<Member>> {
     let mut members = cluster.map_or(Vec::new(), Cluster::members);
     for vm in strays(home, name, &members)? {
         let (member, role) = (vm.strip_prefix(&vm_name(name, "")).unwrap_or(&vm).to_string(), String::new());
@@ -66,7 +66,7 @@ fn all(home: &Home, name: &str, cluster: Option<&Cluster>) -> Result<Vec<Member>
 }
 
 /// Checks that nothing is in the way of a removal, and names what is; `way` is another way out where that is snapshots.
-fn check(home: &Home, members: &[Member], force: bool, with_snapshots: bool, way: &str) -> Result<()> {
+pub(super) fn check(home: &Home, members: &[Member], force: bool, with_snapshots: bool, way: &str) -> Result<()> {
     let name = members.first().map_or("", |member| member.cluster.as_str());
     let names = |of: &[&Member]| of.iter().map(|member| member.member.as_str()).collect::<Vec<_>>().join(", ");
     let active =
@@ -126,7 +126,7 @@ fn remove(
         reach("cluster: member removed");
         Ok(())
     };
-    for_each(members, AT_ONCE, work, tell)
+    for_each(context.observer, members, AT_ONCE, work, tell)
 }
 
 /// What a change of size came to.
@@ -181,7 +181,7 @@ pub fn scale(
                 reach("cluster: member removed");
                 Ok(())
             };
-            scaled.removed = for_each(&surplus, AT_ONCE, work, tell.1);
+            scaled.removed = for_each(context.observer, &surplus, AT_ONCE, work, tell.1);
         }
         // The record names all that there are, whatever became of the others.
         let last = scaled.removed.iter().filter(|one| one.result.is_err()).map(|one| one.member.number).max();

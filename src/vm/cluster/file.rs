@@ -86,7 +86,8 @@ fn read_text(path: &Path, most: u64) -> Result<String> {
 fn parse(text: &str, name: Option<&str>, script: &dyn Fn(&str) -> Result<String>) -> Result<Cluster> {
     let written: Written =
         toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", error.to_string().trim_end())).hint(
-            "a role is a part such as [roles.web], with count, image, cpus, memory, disk, publish, isolate, run, script, after",
+            "a role is a part such as [roles.web], with count, image, cpus, memory, disk, publish, isolate, run, script, \
+             after",
         )?;
     let name = match (name, written.name) {
         (Some(name), Some(written)) if name != written => {
@@ -142,6 +143,7 @@ mod tests {
             [roles.web]
             count = 3
             after = ["db"]
+            isolate = true
             script = "setup.sh"
             publish = ["80"]
         "#;

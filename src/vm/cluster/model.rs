@@ -31,6 +31,9 @@ pub struct Cluster {
     /// Snapshots of the whole, the latest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub snapshots: Vec<Cut>,
+    /// What roles said before an `apply` that goes on, or was broken off.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former: Vec<Role>,
     /// A clone is being made, or was broken off.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unfinished: bool,
@@ -52,6 +55,7 @@ pub struct Role {
     pub disk: Option<u64>,
     pub publish: Vec<Forward>,
     /// Whether members are kept from all VMs that are not isolated members of this cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub isolate: Option<bool>,
     /// What each member runs once, at its first boot: a script, or a line for a shell.
     pub run: Option<String>,
@@ -92,7 +96,8 @@ impl Member {
 
 impl Cluster {
     pub fn new(name: &str, roles: Vec<Role>, created: u64) -> Cluster {
-        Cluster { schema: SCHEMA, name: name.into(), created, roles, snapshots: Vec::new(), unfinished: false }
+        let (snapshots, former, unfinished) = (Vec::new(), Vec::new(), false);
+        Cluster { schema: SCHEMA, name: name.into(), created, roles, snapshots, former, unfinished }
     }
 
     /// Every member, role by role.

@@ -8,22 +8,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 
+use super::first_boot::first_boot;
 use super::model::{Cluster, Member, Role, Target, in_role};
 use super::store::{locked, machine, whole};
-use super::{ASKED_AT_ONCE, AT_ONCE, Outcome, existing, for_each, wrong};
+use super::{ASKED_AT_ONCE, AT_ONCE, Outcome, announce, existing, for_each, wrong};
 use crate::failpoint::reach;
 use crate::protocol::agent::Exec;
-use crate::vm::files::plain;
 use crate::vm::home::Home;
-use crate::vm::lifecycle::{self, Context, StartOptions, Stopped, unix_now};
+use crate::vm::lifecycle::{self, Context, Silent, StartOptions, Stopped, unix_now};
 use crate::vm::machine::State;
 use crate::vm::state::{Vm, running};
 use crate::vm::{Hint, cancel};
 
 /// How often a command in a guest looks whether it is to end.
 const TURN: Duration = Duration::from_millis(100);
-/// Bytes of what a first boot's command wrote that an error repeats.
-const TAIL: usize = 2048;
 
 /// A member that runs.
 #[derive(Clone, Debug)]
@@ -53,10 +51,8 @@ pub fn create(context: &Context, wanted: Cluster, begin: bool, tell: Tell<'_, Be
             Some(former) if former.unfinished || !is_empty(home, &former) => {
                 return Err(wrong(
                     format!("there is a cluster '{name}' already, and it is not the same"),
-                    format!(
-                        "`puter cluster status {name}` shows it, `puter cluster scale` changes its size; or choose \
-                         another name"
-                    ),
+                    "`puter cluster apply -f FILE` makes it what a file says, `puter cluster scale` changes its size; or \
+                     choose another name",
                 ));
             }
             // Of one that has no member yet nothing would be lost.
@@ -84,7 +80,7 @@ fn is_empty(home: &Home, cluster: &Cluster) -> bool {
 }
 
 /// What a new member of the role is made with.
-fn options(role: &Role) -> StartOptions {
+pub(super) fn options(role: &Role) -> StartOptions {
     StartOptions {
         image: role.image.clone(),
         cpus: role.cpus,
@@ -153,6 +149,18 @@ pub(super) fn start_locked(
     members: Vec<Member>,
     tell: Tell<'_, Began>,
 ) -> Result<Vec<Outcome<Began>>> {
+    in_waves(context, cluster, members, |member, role| start_member(context, member, role), tell)
+}
+
+/// Does `work` for each of the members, for those of a role after those of the roles that come first.
+pub(super) fn in_waves<T: Send>(
+    context: &Context,
+    cluster: &Cluster,
+    members: Vec<Member>,
+    work: impl Fn(&Member, &Role) -> Result<T> + Sync,
+    tell: Tell<'_, T>,
+) -> Result<Vec<Outcome<T>>> {
+    announce(context.observer, &members);
     let mut outcomes = Vec::new();
     let mut failed: BTreeSet<&str> = BTreeSet::new();
     for wave in cluster.waves()? {
@@ -169,11 +177,8 @@ pub(super) fn start_locked(
         failed.extend(
             wave.iter().filter(|role| held.iter().any(|(m, _)| m.role == role.name)).map(|role| role.name.as_str()),
         );
-        let begin = |member: &Member| -> Result<Began> {
-            let role = cluster.role(&member.role).context("the role is gone")?;
-            start_member(context, member, role)
-        };
-        let done = for_each(&ready, AT_ONCE, begin, tell);
+        let begin = |member: &Member| work(member, cluster.role(&member.role).context("the role is gone")?);
+        let done = for_each(context.observer, &ready, AT_ONCE, begin, tell);
         for role in wave {
             if done.iter().any(|one| one.member.role == role.name && one.result.is_err()) {
                 failed.insert(&role.name);
@@ -182,6 +187,7 @@ pub(super) fn start_locked(
         outcomes.extend(done);
         outcomes.extend(held.into_iter().map(|(member, first)| {
             let result = Err(anyhow!("'{}' waits for the role '{first}', which failed", member.vm));
+            context.observer.ended(&member.vm, result.as_ref().err());
             tell(&member, &result);
             Outcome { member, result }
         }));
@@ -189,7 +195,7 @@ pub(super) fn start_locked(
     Ok(outcomes)
 }
 
-fn start_member(context: &Context, member: &Member, role: &Role) -> Result<Began> {
+pub(super) fn start_member(context: &Context, member: &Member, role: &Role) -> Result<Began> {
     let began = Instant::now();
     let home = context.home;
     let there = machine(home, member)?;
@@ -219,68 +225,8 @@ fn start_member(context: &Context, member: &Member, role: &Role) -> Result<Began
     Ok(Began { ip: vm.ip, took: began.elapsed(), ran: idle })
 }
 
-/// Runs what the role runs once.
-fn first_boot(context: &Context, member: &Member, text: &str) -> Result<()> {
-    let name = &member.vm;
-    context.step(name, "first boot", || {
-        let mut said = Tail::default();
-        let environment =
-            [("PUTER_CLUSTER", &member.cluster), ("PUTER_ROLE", &member.role), ("PUTER_MEMBER", &member.member)];
-        let wanted = Exec {
-            command: first_boot_command(text),
-            environment: environment.map(|(name, value)| (name.to_string(), value.clone())).into(),
-            ..Exec::default()
-        };
-        let mut errors = said.clone();
-        let code = run_in(context.home, name, wanted, &mut said, &mut errors)?;
-        if code == 0 {
-            return Ok(());
-        }
-        let lines = said.text();
-        let lines: String = lines.lines().map(|line| format!("\n  {line}")).collect();
-        let told = if lines.is_empty() { String::new() } else { format!("; it said:{lines}") };
-        Err(anyhow!("what '{name}' runs at its first boot ended with exit code {code}{told}"))
-            .hint(format!("look at it (puter ssh {name}); the next start of the cluster runs it again"))
-    })
-}
-
-/// A script with an interpreter of its own becomes a file in the guest; all else is for its shell.
-fn first_boot_command(text: &str) -> Vec<String> {
-    const AS_FILE: &str = "set -e; umask 077; f=/run/puter-first-boot.$$; printf %s \"$1\" >\"$f\"; chmod 700 \"$f\"; c=0; \"$f\" || c=$?; rm -f \"$f\"; exit $c";
-    let words: &[&str] = match text.starts_with("#!") {
-        true => &["/bin/sh", "-c", AS_FILE, "sh", text],
-        false => &["/bin/sh", "-c", text],
-    };
-    words.iter().map(|word| word.to_string()).collect()
-}
-
-/// The end of what a guest wrote. Clones write to the same.
-#[derive(Clone, Default)]
-struct Tail(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
-
-impl Tail {
-    fn text(&self) -> String {
-        let bytes = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        plain(&String::from_utf8_lossy(&bytes)).trim_end().to_string()
-    }
-}
-
-impl Write for Tail {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let mut kept = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        kept.extend(&bytes[bytes.len().saturating_sub(TAIL)..]);
-        let more = kept.len().saturating_sub(TAIL);
-        kept.drain(..more);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Runs a program without input in a guest, and gives its exit code. Ctrl-C hangs up on it.
-fn run_in(home: &Home, vm: &str, wanted: Exec, out: &mut dyn Write, err: &mut dyn Write) -> Result<i32> {
+pub(super) fn run_in(home: &Home, vm: &str, wanted: Exec, out: &mut dyn Write, err: &mut dyn Write) -> Result<i32> {
     let program = crate::vm::exec::start(home, vm, wanted)?;
     let keyboard = program.keyboard();
     // One that has ended already reads nothing.
@@ -319,11 +265,13 @@ pub fn stop(
     locked(context.home, &target.cluster, || {
         let cluster = existing(context.home, &target.cluster)?;
         let members = target.select(&cluster)?;
+        announce(context.observer, &members);
         let mut outcomes = Vec::new();
         for wave in cluster.waves()?.into_iter().rev() {
             let of_it: Vec<Member> =
                 members.iter().filter(|member| wave.iter().any(|role| role.name == member.role)).cloned().collect();
-            outcomes.extend(for_each(&of_it, AT_ONCE, |member| stop_member(context, member, timeout, force), tell));
+            let work = |member: &Member| stop_member(context, member, timeout, force);
+            outcomes.extend(for_each(context.observer, &of_it, AT_ONCE, work, tell));
         }
         Ok(outcomes)
     })
@@ -359,7 +307,7 @@ pub fn exec<'a>(
         let (mut out, mut err) = output(member);
         run_in(home, &member.vm, wanted.clone(), &mut *out, &mut *err)
     };
-    Ok(for_each(&members, ASKED_AT_ONCE, run, &|_, _| {}))
+    Ok(for_each(&Silent, &members, ASKED_AT_ONCE, run, &|_, _| {}))
 }
 
 /// The member's VM, which must run.
@@ -368,33 +316,5 @@ pub(super) fn member_that_runs(home: &Home, member: &Member) -> Result<Vm> {
         Some(_) => running(home, &member.vm),
         None => Err(anyhow!("'{}' is not there", member.vm))
             .hint(format!("make and start it: puter cluster start {}", member.cluster)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_what_a_guest_says_the_end_is_kept_without_what_steers_a_terminal() {
-        let tail = Tail::default();
-        let mut one = tail.clone();
-        one.write_all(&[b'x'; 10_000]).unwrap();
-        one.write_all(b"\x1b[31mred\n").unwrap();
-        let text = tail.text();
-        assert!(text.ends_with("xred") && text.len() <= TAIL, "{text}");
-    }
-
-    #[test]
-    fn a_script_with_an_interpreter_is_run_as_a_file_by_a_real_shell() {
-        let run = |text: &str| {
-            let words = first_boot_command(&text.replace("/run/", "/tmp/"));
-            let words: Vec<String> = words.iter().map(|word| word.replace("/run/", "/tmp/")).collect();
-            let output = std::process::Command::new(&words[0]).args(&words[1..]).output().unwrap();
-            (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
-        };
-        assert_eq!(run("echo one; echo two\nexit 3"), (3, "one\ntwo\n".into()));
-        assert_eq!(run("#!/bin/cat\nit's \"%s\" $1\n"), (0, "#!/bin/cat\nit's \"%s\" $1\n".into()));
-        assert_eq!(run("#!/bin/sh\nexit 7\n"), (7, String::new()));
     }
 }

@@ -13,7 +13,7 @@ use crate::failpoint::reach;
 use crate::protocol::address::check_vm_name;
 use crate::vm::home::Home;
 use crate::vm::lifecycle::{
-    self, AnotherFailed, Context, RestoreOptions, Restored, SnapshotOptions, Taken, Together, unix_now,
+    self, AnotherFailed, Context, RestoreOptions, Restored, Silent, SnapshotOptions, Taken, Together, unix_now,
 };
 use crate::vm::snapshots::{self, Reference, Snapshot, check_name};
 use crate::vm::state::Origin;
@@ -132,7 +132,7 @@ fn take(context: &Context, cluster: &Cluster, options: &SnapshotOptions) -> Resu
     let together = Together::new(members.len());
     let work = |member: &Member| lifecycle::snapshot_together(context, &member.vm, options, &together);
     // All at once, since each waits for all others.
-    let outcomes = for_each(&members, members.len(), work, &|_, _| {});
+    let outcomes = for_each(context.observer, &members, members.len(), work, &|_, _| {});
     if outcomes.iter().any(|one| one.result.is_err()) {
         discard(home, &outcomes);
         // The first cause, not what it led to.
@@ -230,6 +230,7 @@ pub fn restore(
         }
         // None of them is to meet another that is still of a later time.
         let ended = for_each(
+            &Silent,
             &active.into_iter().cloned().collect::<Vec<_>>(),
             AT_ONCE,
             |member| lifecycle::stop(context, &member.vm, std::time::Duration::ZERO, true).map(drop),
@@ -243,7 +244,7 @@ pub fn restore(
             let Origin { vm, id } = cut.origin(member)?;
             lifecycle::restore(context, &Reference { vm, which: Some(id) }, options)
         };
-        let done = for_each(&members, AT_ONCE, work, tell);
+        let done = for_each(context.observer, &members, AT_ONCE, work, tell);
         Ok((cut, done))
     })
 }
@@ -331,7 +332,7 @@ fn clone_from(
         };
         lifecycle::clone(context, snapshot, kind, &member.vm, options, Some(member.place()))
     };
-    let mut done = for_each(&members, AT_ONCE, work, tell);
+    let mut done = for_each(context.observer, &members, AT_ONCE, work, tell);
     if done.iter().all(|one| one.result.is_ok()) {
         Cluster { unfinished: false, ..wanted }.save(home)?;
         reach("cluster: clone finished");
@@ -350,11 +351,37 @@ fn clear(context: &Context, cluster: &Cluster) -> Result<()> {
         Some(_) => lifecycle::delete(context, &member.vm, true, false),
         None => Ok(()),
     };
-    let gone = for_each(&cluster.members(), AT_ONCE, work, &|_, _| {});
+    let gone = for_each(&Silent, &cluster.members(), AT_ONCE, work, &|_, _| {});
     match gone.into_iter().find_map(|one| one.result.err()) {
         Some(error) => Err(error),
         None => files::remove(&context.home.cluster(&cluster.name)),
     }
+}
+
+/// Deletes a snapshot of the whole: the parts, and then what the record says of it.
+///
+/// # Errors
+/// When there is no such cluster or snapshot, or a part is needed: nothing is deleted then. When a part cannot be removed:
+/// the same again does the rest.
+pub fn delete_cut(home: &Home, name: &CutName) -> Result<Cut> {
+    locked(home, &name.cluster, || {
+        let mut cluster = existing(home, &name.cluster)?;
+        if name.which.is_none() {
+            let hint = format!("name one as {0}@SNAPSHOT; `puter cluster snapshots {0}` shows them", cluster.name);
+            return Err(wrong("no snapshot is named", hint));
+        }
+        let cut = find(&cluster, name)?;
+        let parts: Vec<Origin> = cut.origins(&cluster.name).collect();
+        snapshots::delete_together(home, &parts).with_context(|| format!("cannot delete {name}"))?;
+        reach("cluster: snapshot's parts removed");
+        cluster.snapshots.retain(|other| *other != cut);
+        cluster
+            .save(home)
+            .context("its parts are deleted, the record still names it")
+            .hint("the same again ends it")?;
+        reach("cluster: snapshot forgotten");
+        Ok(cut)
+    })
 }
 
 /// The snapshots of a cluster, the oldest first, each with whether all its parts are there.

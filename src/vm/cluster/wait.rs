@@ -11,6 +11,7 @@ use super::run::member_that_runs;
 use super::{Outcome, existing, for_each};
 use crate::vm::agent::Agent;
 use crate::vm::home::Home;
+use crate::vm::lifecycle::Silent;
 use crate::vm::{Hint, cancel};
 
 /// What a member must do to count as ready.
@@ -75,7 +76,7 @@ pub fn wait(home: &Home, target: &Target, sign: Sign, limit: Duration) -> Result
         std::thread::sleep(PAUSE.min(left));
     };
     // All of them at once: one that is never ready is to take no turn of another.
-    Ok(for_each(&members, members.len(), work, &|_, _| {}))
+    Ok(for_each(&Silent, &members, members.len(), work, &|_, _| {}))
 }
 
 fn look(home: &Home, member: &Member, sign: Sign, left: Duration) -> Result<()> {

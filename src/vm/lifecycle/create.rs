@@ -17,6 +17,15 @@ use crate::vm::{Hint, daemon, files};
 /// A disk can grow only as long as its host has room; less than this and no VM is made.
 const LEAST_FREE: u64 = 64 << 20;
 
+/// Checks that a VM could be made of the image, which is pulled where it is not here yet.
+///
+/// # Errors
+/// When the image cannot be had or is no machine's, or the disk would be too small for it.
+pub fn check_image(context: &Context, options: &StartOptions) -> Result<()> {
+    let store = Store::open(&context.home.images())?;
+    disk_size(context, options, &image(context, options, &store)?).map(drop)
+}
+
 /// The image for a new VM, pulled where it is not here yet.
 fn image(context: &Context, options: &StartOptions, store: &Store) -> Result<Image> {
     let chosen = options.image.clone().or_else(|| crate::vm::init::default_image(context.home));
@@ -27,17 +36,23 @@ fn image(context: &Context, options: &StartOptions, store: &Store) -> Result<Ima
     context.pull(store, &text, false)
 }
 
-pub(super) fn create(context: &Context, name: &str, options: &StartOptions, daemon: &daemon::Client) -> Result<Vm> {
-    let store = Store::open(&context.home.images())?;
-    // Until the state names the image, nothing else says that it is needed.
-    let _hold = store.hold()?;
-    let image = image(context, options, &store)?;
+/// The size of a new VM's disk, in bytes.
+fn disk_size(context: &Context, options: &StartOptions, image: &Image) -> Result<u64> {
     let disk = options.disk.unwrap_or_else(|| context.settings.disk.max(image.disk_size)).next_multiple_of(4096);
     if disk < image.disk_size {
         let (wanted, least) = (show_size(disk), show_size(image.disk_size));
         return Err(anyhow!("a disk of {wanted} is too small for {}, which has {least}", image.reference))
             .hint(format!("give --disk {least} or more, or leave it out"));
     }
+    Ok(disk)
+}
+
+pub(super) fn create(context: &Context, name: &str, options: &StartOptions, daemon: &daemon::Client) -> Result<Vm> {
+    let store = Store::open(&context.home.images())?;
+    // Until the state names the image, nothing else says that it is needed.
+    let _hold = store.hold()?;
+    let image = image(context, options, &store)?;
+    let disk = disk_size(context, options, &image)?;
     let overlay = context.home.overlay(name);
     let free = free_space(&context.home.overlays())?;
     if free < LEAST_FREE {

@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+pub use create::check_image;
 pub use delete::delete;
-pub use publish::{Change, Line, ports, publish};
+pub use publish::{Change, Line, check_taken, ports, publish};
 pub use restore::{RestoreOptions, Restored, clone, clone_check, clone_source, clones_made, restore};
 pub use snapshot::{SnapshotOptions, Taken, snapshot, snapshot_together, watch_over};
-pub use start::{StartOptions, Started, change, check_resources, finish, restart, start};
+pub use start::{StartOptions, Started, change, check_resources, finish, is_made_from, restart, start};
 pub use stop::{Stopped, stop};
 pub use together::{AnotherFailed, Together};
 
@@ -49,6 +50,10 @@ pub trait Observer: Sync {
     fn end(&self, vm: &str, step: &str, took: Duration);
     /// Something that the user should know.
     fn note(&self, vm: &str, text: &str);
+    /// These VMs are worked on together from now on; each with what it is called among them.
+    fn together(&self, _vms: &[(&str, &str)]) {}
+    /// The work on one of those has ended, with an error where it failed.
+    fn ended(&self, _vm: &str, _error: Option<&anyhow::Error>) {}
     /// Shows the progress of a pull of `what`, until it is dropped.
     fn pull<'a>(&'a self, what: &str) -> Box<dyn image::Progress + 'a>;
 }

@@ -124,9 +124,22 @@ pub(super) fn check(context: &Context, name: &str, former: &[Forward], wanted: &
     if let Err((why, hint)) = port::check(wanted) {
         return Err(anyhow!(why)).hint(hint);
     }
+    check_taken(context, &|other| other == name, former, wanted)
+}
+
+/// Checks that no other VM than those that are `own` has one of the ports.
+///
+/// # Errors
+/// When one has, or the host does not let its users have such a port.
+pub fn check_taken(
+    context: &Context,
+    own: &dyn Fn(&str) -> bool,
+    former: &[Forward],
+    wanted: &[Forward],
+) -> Result<()> {
     monitor::check_privilege(wanted)?;
     let others = load_all(context.home)?.vms;
-    for other in others.iter().filter(|other| other.name != name) {
+    for other in others.iter().filter(|other| !own(&other.name)) {
         let active = other.state().is_active();
         for forward in wanted.iter().filter(|forward| !forward.any) {
             // What it has, or will have for certain; which of two that are stopped has the older right is not asked.

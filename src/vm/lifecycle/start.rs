@@ -219,11 +219,7 @@ fn check_same(vm: &Vm, options: &StartOptions) -> Result<()> {
         return Err(anyhow!("there is a VM '{name}' already, which is not this cluster's"))
             .hint(format!("remove it (puter delete {name}), or choose another name for the cluster"));
     }
-    let is_same = |image: &String| {
-        let named = image.parse::<Reference>().ok().and_then(|reference| reference.absolute().ok());
-        *image == vm.image.reference || named.is_some_and(|named| named.to_string() == vm.image.reference)
-    };
-    if options.image.as_ref().is_some_and(|image| !is_same(image)) {
+    if options.image.as_ref().is_some_and(|image| !is_made_from(vm, image)) {
         return Err(anyhow!("'{name}' was made from {}, its image cannot change", vm.image.reference))
             .hint("leave out --image, or make another VM");
     }
@@ -236,6 +232,15 @@ fn check_same(vm: &Vm, options: &StartOptions) -> Result<()> {
         .hint("leave out --disk, or make another VM");
     }
     Ok(())
+}
+
+/// Whether the image that is written so is the one that the VM was made from.
+pub fn is_made_from(vm: &Vm, image: &str) -> bool {
+    let named = image.parse::<Reference>().ok().and_then(|reference| reference.absolute().ok());
+    // As much of a digest as no other has, or all of it after a name.
+    let digest = image.starts_with("sha256:") && vm.image.digest.starts_with(image);
+    let whole = image.split_once('@').is_some_and(|(_, digest)| digest == vm.image.digest);
+    digest || whole || image == vm.image.reference || named.is_some_and(|named| named.to_string() == vm.image.reference)
 }
 
 /// Checks what no hypervisor could run, before anything is made or changed.
@@ -514,6 +519,7 @@ mod tests {
         }
         let smaller = StartOptions { disk: Some(1 << 29), ..StartOptions::default() };
         assert!(check_same(&vm, &smaller).unwrap_err().to_string().contains("cannot shrink"));
+        assert!(is_made_from(&vm, "sha256:0") && !is_made_from(&vm, "sha256:1") && !is_made_from(&vm, "sha256:00"));
         let same = StartOptions { image: Some("r".into()), disk: Some(1 << 30), ..StartOptions::default() };
         check_same(&vm, &same).unwrap();
         let member = Some(Membership { cluster: "c".into(), member: "node1".into() });

@@ -378,6 +378,33 @@ pub fn delete(home: &Home, reference: &Reference) -> Result<Origin> {
     Ok(origin)
 }
 
+/// Deletes several snapshots of several VMs, or none; one that is gone already is no hindrance.
+///
+/// # Errors
+/// When one of them is needed (the error names by whom): none is removed then. When one cannot be removed.
+pub fn delete_together(home: &Home, origins: &[Origin]) -> Result<()> {
+    let mut there: Vec<&Origin> = origins.iter().filter(|origin| directory(home, origin).is_dir()).collect();
+    // In one order, so that no two commands wait for each other.
+    there.sort();
+    let mut vms: Vec<&str> = there.iter().map(|origin| origin.vm.as_str()).collect();
+    vms.dedup();
+    let _locks: Vec<Lock> = vms.into_iter().map(|vm| hold(home, vm)).collect::<Result<_>>()?;
+    let users = users(home)?;
+    let needed = there.iter().filter_map(|origin| {
+        let names: Vec<String> = users.get(origin)?.iter().map(ToString::to_string).collect();
+        Some(format!("{origin} by {}", names.join(", ")))
+    });
+    let needed: Vec<String> = needed.collect();
+    if !needed.is_empty() {
+        return Err(anyhow!("parts of it are needed: {}", needed.join("; ")))
+            .hint("delete those first, or make a VM stand alone: puter clone --flatten");
+    }
+    for origin in there.into_iter().filter(|origin| directory(home, origin).is_dir()) {
+        remove(home, origin)?;
+    }
+    Ok(())
+}
+
 /// Removes it where nobody needs it. The caller holds the snapshots of the VM.
 fn remove(home: &Home, origin: &Origin) -> Result<()> {
     if let Some(users) = users(home)?.remove(origin) {
@@ -669,6 +696,24 @@ mod tests {
         delete(&home, &reference).unwrap();
         assert!(find(&home, &reference).is_err());
         assert!(delete(&home, &"web".parse().unwrap()).unwrap_err().to_string().contains("no snapshot is named"));
+    }
+
+    #[test]
+    fn several_go_together_or_none_does() {
+        let (_dir, home, base) = home();
+        let [one, two] = ["web", "db"].map(|vm| snapshot(&home, vm, "1", false, &base));
+        let clone = home.overlay("new");
+        qcow2::create_overlay(&clone, &one.disk(&home), qcow2::Format::Qcow2, 1 << 30).unwrap();
+        let gone = Origin { vm: "absent".into(), id: "1".into() };
+        let all = [one.origin.clone(), gone.clone(), two.origin.clone()];
+        let error = delete_together(&home, &all).unwrap_err();
+        assert_eq!(error.to_string(), "parts of it are needed: web@1 by the VM new");
+        assert!(one.directory(&home).exists() && two.directory(&home).exists());
+        fs::remove_file(&clone).unwrap();
+        delete_together(&home, &all).unwrap();
+        assert!(!one.directory(&home).exists() && !two.directory(&home).exists());
+        assert!(!home.snapshots_of("absent").exists(), "nothing is made of what is gone");
+        delete_together(&home, &all).unwrap();
     }
 
     #[test]

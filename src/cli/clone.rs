@@ -3,8 +3,7 @@
 use anyhow::{Result, anyhow};
 use argh::{ArgsInfo, FromArgs};
 
-use super::{each, output, with_context};
-use crate::vm::Hint;
+use super::{each, misused, output, with_context};
 use crate::vm::lifecycle::{self, RestoreOptions};
 use crate::vm::snapshots::Reference;
 
@@ -37,8 +36,8 @@ impl Clone {
     pub fn run(self) -> Result<()> {
         let reference: Reference = self.source.parse().map_err(|why: String| anyhow!(why))?;
         if self.names.is_empty() {
-            return Err(anyhow!("no name is given for the clone"))
-                .hint(format!("puter clone {} NEW [NEW...]", self.source));
+            let hint = format!("puter clone {} NEW [NEW...]", self.source);
+            return Err(misused("no name is given for the clone", &hint));
         }
         let (disk_only, flatten, isolate) = (self.disk_only, self.flatten, self.isolate);
         let options = RestoreOptions { force: false, disk_only, flatten, isolate };

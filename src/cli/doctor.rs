@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use argh::{ArgsInfo, FromArgs};
 use serde::Serialize;
 
-use super::{Quiet, output};
+use super::{Quiet, misused, output};
 use crate::vm::Hint;
 use crate::vm::doctor::{self, Check, State};
 use crate::vm::home::Home;
@@ -37,6 +37,9 @@ struct Report<'a> {
 
 impl Doctor {
     pub fn run(self) -> Result<()> {
+        if self.yes && !self.fix {
+            return Err(misused("--yes is of no use without --fix", "puter doctor --fix --yes"));
+        }
         let (home, settings) = (Home::from_env()?, Settings::load()?);
         if self.fix && !self.yes && !std::io::stdin().is_terminal() {
             return Err(anyhow!("there is nobody to ask: standard input is no terminal"))

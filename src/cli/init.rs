@@ -38,8 +38,7 @@ impl Init {
             let image = self
                 .image
                 .clone()
-                .or_else(|| context.settings.image.clone())
-                .or_else(|| init::default_image(context.home))
+                .or_else(|| init::default_image(context))
                 .ok_or_else(|| anyhow!("no image is named"))
                 .hint("`puter init --image IMAGE`; IMAGE can be a registry's or oci:DIR for one on this disk")?;
             let (kernel, initrd) = (self.kernel.as_deref(), self.initrd.as_deref());

@@ -52,6 +52,9 @@ pub struct Set {
 
 impl Set {
     pub fn run(self) -> Result<()> {
+        if self.no_mount && !self.mount.is_empty() {
+            return Err(misused("--mount and --no-mount exclude one another", "give one of them"));
+        }
         if self.no_publish && !self.publish.is_empty() {
             return Err(misused("--publish and --no-publish exclude one another", "give one of them"));
         }

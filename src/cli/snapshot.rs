@@ -4,7 +4,7 @@ use anyhow::Result;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
 
-use super::{each, output, with_context};
+use super::{each, misused, output, with_context};
 use crate::vm::home::Home;
 use crate::vm::lifecycle::{self, SnapshotOptions, Taken};
 use crate::vm::settings::show_size;
@@ -96,6 +96,9 @@ fn line(home: &Home, taken: &Taken) -> String {
 
 impl SnapshotDelete {
     pub fn run(self) -> Result<()> {
+        if self.snapshots.is_empty() {
+            return Err(misused("no snapshot is named", "`puter snapshots` shows them: VM@SNAPSHOT"));
+        }
         let home = Home::from_env()?;
         let deleted = each(&self.snapshots, |text| {
             let reference: Reference = text.parse().map_err(|why: String| anyhow::anyhow!(why))?;

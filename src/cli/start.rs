@@ -3,7 +3,7 @@
 use anyhow::Result;
 use argh::{ArgsInfo, FromArgs};
 
-use super::{each, output, size, with_context, yes_or_no};
+use super::{each, misused, output, size, with_context, yes_or_no};
 use crate::vm::lifecycle::{self, StartOptions};
 use crate::vm::machine::{Action, Command};
 use crate::vm::port::Forward;
@@ -16,7 +16,7 @@ pub struct Start {
     /// names of the VMs
     #[argh(positional, arg_name = "name")]
     names: Vec<String>,
-    /// image for a new VM, or sha256:… of one that is here (default: the one that init chose)
+    /// image for a new VM, or sha256:… of one that is here (default: the setting, else the one that init chose)
     #[argh(option)]
     image: Option<String>,
     /// number of processors
@@ -57,6 +57,9 @@ pub struct Start {
 
 impl Start {
     pub fn run(self) -> Result<()> {
+        if self.boot && !self.names.is_empty() {
+            return Err(misused("--boot chooses the VMs itself", "leave out the names, or --boot"));
+        }
         let options = StartOptions {
             image: self.image,
             cpus: self.cpus,

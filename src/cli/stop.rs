@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use argh::{ArgsInfo, FromArgs};
 
-use super::{each, output, with_context};
+use super::{each, misused, output, with_context};
 use crate::vm::lifecycle;
 use crate::vm::state::load_all;
 
@@ -32,6 +32,9 @@ pub struct Stop {
 
 impl Stop {
     pub fn run(self) -> Result<()> {
+        if self.all && !self.names.is_empty() {
+            return Err(misused("--all means every VM", "leave out the names, or --all"));
+        }
         with_context(|context| {
             let timeout = self.timeout.map_or(context.settings.stop_timeout, Duration::from_secs);
             let mut names = self.names;

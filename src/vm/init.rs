@@ -26,12 +26,13 @@ fn defaults(home: &Home) -> Option<Defaults> {
     serde_json::from_slice(&std::fs::read(home.defaults()).ok()?).ok()
 }
 
-/// The image that `init` chose.
-pub fn default_image(home: &Home) -> Option<String> {
-    defaults(home).map(|defaults| defaults.image)
+/// The image of new VMs where none is named: the setting, else what a former `init` chose.
+pub fn default_image(context: &Context) -> Option<String> {
+    let chosen = || defaults(context.home).map(|defaults| defaults.image);
+    context.settings.image.clone().or_else(chosen)
 }
 
-/// The digest of that image, whose kernel is installed.
+/// The digest of the image that `init` chose, whose kernel is installed.
 pub fn default_digest(home: &Home) -> Option<String> {
     defaults(home).map(|defaults| defaults.digest)
 }

@@ -112,7 +112,7 @@ impl Settings {
     fn from_parts(text: &str, file_name: &Path, env: impl Fn(&str) -> Option<String>) -> Result<Settings> {
         let file: File = toml::from_str(text)
             .with_context(|| format!("the settings file {} cannot be used", file_name.display()))
-            .hint("`puter config` lists the settings; correct the line or remove it")?;
+            .hint("correct the line or remove it; puter.toml(5) describes the settings")?;
         let mut shown = Vec::new();
         let mut pick = |name: &'static str, from_file: Option<String>, default: &str| -> (String, String) {
             let variable = format!("PUTER_{}", name.to_ascii_uppercase());

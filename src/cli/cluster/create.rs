@@ -26,7 +26,7 @@ pub struct Create {
     /// file with the cluster's roles, in TOML
     #[argh(option, short = 'f')]
     file: Option<PathBuf>,
-    /// image of the members (default: the one that init chose)
+    /// image of the members (default: the setting, else the one that init chose)
     #[argh(option)]
     image: Option<String>,
     /// number of processors

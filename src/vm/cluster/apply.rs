@@ -51,7 +51,7 @@ fn look(context: &Context, wanted: &Cluster) -> Result<(Option<Cluster>, Plan)> 
     surplus.retain(|there| members.iter().all(|member| member.vm != there.vm));
     let settings = context.settings;
     let defaults = Defaults {
-        image: crate::vm::init::default_image(home).or_else(|| settings.image.clone()),
+        image: crate::vm::init::default_image(context),
         cpus: settings.cpus,
         memory: settings.memory,
         isolate: settings.isolate,

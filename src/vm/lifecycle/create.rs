@@ -28,9 +28,8 @@ pub fn check_image(context: &Context, options: &StartOptions) -> Result<()> {
 
 /// The image for a new VM, pulled where it is not here yet.
 fn image(context: &Context, options: &StartOptions, store: &Store) -> Result<Image> {
-    let chosen = options.image.clone().or_else(|| crate::vm::init::default_image(context.home));
+    let chosen = options.image.clone().or_else(|| crate::vm::init::default_image(context));
     let text = chosen
-        .or_else(|| context.settings.image.clone())
         .context("no image is named, and `puter init` chose none")
         .hint("run `puter init --image IMAGE`, or give --image IMAGE")?;
     context.pull(store, &text, false)

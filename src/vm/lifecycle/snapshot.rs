@@ -229,6 +229,9 @@ fn while_paused(
     let ready = prepared.and_then(|()| at(Point::Ready));
     let began = Instant::now();
     let written = ready.and_then(|()| client.pause()).and_then(|()| {
+        if let Some(together) = together {
+            together.stands_still(Instant::now());
+        }
         reach("snapshot: paused");
         at(Point::Paused)?;
         write(vm)?;

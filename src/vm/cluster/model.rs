@@ -88,6 +88,13 @@ impl Member {
     }
 }
 
+impl Role {
+    /// Its members' names in the cluster.
+    pub fn member_names(&self) -> impl Iterator<Item = String> {
+        (1..=self.count).map(|number| format!("{}{number}", self.name))
+    }
+}
+
 impl Cluster {
     pub fn new(name: &str, roles: Vec<Role>, created: u64) -> Cluster {
         Cluster { schema: SCHEMA, name: name.into(), created, roles, snapshots: Vec::new(), unfinished: false }

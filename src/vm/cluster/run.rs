@@ -211,7 +211,7 @@ fn start_member(context: &Context, member: &Member, role: &Role) -> Result<Began
     let due = role.run.as_ref().filter(|_| !vm.prepared);
     let idle = ran && due.is_none();
     if let Some(text) = due {
-        first_boot(context, member, text)?;
+        first_boot(context, member, role, text)?;
         reach("cluster: first boot done");
         vm = lifecycle::prepared(context, &member.vm)?;
     }
@@ -219,12 +219,17 @@ fn start_member(context: &Context, member: &Member, role: &Role) -> Result<Began
 }
 
 /// Runs what the role runs once.
-fn first_boot(context: &Context, member: &Member, text: &str) -> Result<()> {
+fn first_boot(context: &Context, member: &Member, role: &Role, text: &str) -> Result<()> {
     let name = &member.vm;
     context.step(name, "first boot", || {
         let mut said = Tail::default();
-        let environment =
-            [("PUTER_CLUSTER", &member.cluster), ("PUTER_ROLE", &member.role), ("PUTER_MEMBER", &member.member)];
+        let all = role.member_names().collect::<Vec<_>>().join(" ");
+        let environment = [
+            ("PUTER_CLUSTER", &member.cluster),
+            ("PUTER_ROLE", &member.role),
+            ("PUTER_MEMBER", &member.member),
+            ("PUTER_MEMBERS", &all),
+        ];
         let wanted = Exec {
             command: first_boot_command(text),
             environment: environment.map(|(name, value)| (name.to_string(), value.clone())).into(),

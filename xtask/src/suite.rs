@@ -20,7 +20,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     let vsock = build::vhost_device_vsock()?;
     let guest = build::guest_image(&built)?;
     let virtiofsd = build::virtiofsd()?;
-    let small = build::small_guest(&built)?;
+    let (small, etcd) = (build::small_guest(&built)?, build::etcd_guest(&built)?);
     let mut cargo = Command::new("cargo");
     cargo
         .args(["test", "--workspace", "--features", "puter/fail-points", "--no-fail-fast", "--"])
@@ -35,6 +35,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     cargo.env("PUTER_TEST_BIN", &built.dir).env("PUTER_TEST_GUEST", &guest);
     cargo
         .env("PUTER_TEST_SMALL_GUEST", &small)
+        .env("PUTER_TEST_ETCD_GUEST", &etcd)
         .env("PUTER_TEST_VIRTIOFSD", &virtiofsd)
         .env("PUTER_VHOST_DEVICE_VSOCK", &vsock);
     as_root(&mut cargo)?;

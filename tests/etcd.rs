@@ -127,8 +127,50 @@ fn a_cluster_of_etcd_is_kept_whole_and_goes_on_twice() {
     assert_eq!(ctl(&host, "kv-etcd1", "get colour --print-value-only"), "green");
     assert_eq!(ctl(&host, "twin-etcd1", "get shape --print-value-only"), "square");
 
+    inventories_are_understood(&host, &addresses(&host, "kv"));
     for cluster in ["twin", "kv"] {
         host.ok(&["cluster", "delete", "--force", "--snapshots", cluster]);
     }
     host.until(LIMIT, || host.leftovers().is_empty());
+}
+
+/// The forms of `puter cluster inventory`, read by those for whom they are.
+fn inventories_are_understood(host: &Host, own: &[[IpAddr; 2]]) {
+    let write = |format: &str| {
+        let path = host.world.dir().join("home").join(format);
+        let script = "puter cluster inventory kv --format \"$1\" >\"$0\"";
+        output(host.world.command("sh").args(["-c", script]).arg(&path).arg(format)).unwrap();
+        path
+    };
+    let inventory = write("ansible");
+    let ansible = |program: &str, words: &[&str]| {
+        let mut command = host.world.command_with(&[("ANSIBLE_NOCOLOR", "1")], program);
+        output(command.arg("-i").arg(&inventory).args(words)).unwrap()
+    };
+    let listed: Value = serde_json::from_str(&ansible("ansible-inventory", &["--list"])).unwrap();
+    assert_eq!(listed["kv"]["children"], serde_json::json!(["etcd"]), "{listed}");
+    assert_eq!(listed["etcd"]["hosts"], serde_json::json!(["etcd1", "etcd2", "etcd3"]), "{listed}");
+    // Of all modules this one alone needs no Python in the guest.
+    let said = ansible("ansible", &["kv", "-m", "raw", "-a", "hostname"]);
+    let config = write("ssh");
+    for (number, [four, _]) in (1..).zip(own) {
+        let name = format!("kv-etcd{number}");
+        assert!(said.contains(&format!("etcd{number} | CHANGED | rc=0 >>\n{name}")), "{said}");
+        for host_name in [name.clone(), format!("etcd{number}.kv")] {
+            let mut ssh = host.world.command("ssh");
+            ssh.arg("-F").arg(&config).args(["-o", "BatchMode=yes", &host_name, "hostname"]);
+            assert_eq!(output(&mut ssh).unwrap(), name);
+        }
+        let listed = &listed["_meta"]["hostvars"][format!("etcd{number}")]["ansible_host"];
+        assert_eq!(listed, &four.to_string());
+    }
+    // In the place of the host's own file, in this world.
+    output(host.world.root("mount").arg("--bind").arg(write("hosts")).arg("/etc/hosts")).unwrap();
+    for (number, [four, _]) in (1..).zip(own) {
+        for name in ["etcd#", "kv-etcd#", "etcd#.kv", "etcd#.kv.puter"] {
+            let name = name.replace('#', &number.to_string());
+            let found = output(host.world.command("getent").args(["-s", "hosts:files", "ahostsv4", &name])).unwrap();
+            assert!(found.starts_with(&format!("{four} ")), "{name}: {found}");
+        }
+    }
 }

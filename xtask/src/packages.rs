@@ -34,6 +34,7 @@ pub const TEST: &[&str] = &[
     "curl",
     "iputils-ping",
     "openssl",
+    "ansible-core",
     "apache2-utils",
     "attr",
     "cpio",

@@ -72,8 +72,17 @@ fn gone(host: &Host) {
 fn a_cluster_is_made_used_scaled_and_deleted_as_one() {
     let host = host();
     host.fails(&["cluster", "status", "red"], "no cluster named 'red'", "puter cluster list");
-    let create =
-        ["cluster", "create", "red", "--count", "2", "--memory", "192M", "--run", "echo $PUTER_MEMBER >>/first"];
+    let create = [
+        "cluster",
+        "create",
+        "red",
+        "--count",
+        "2",
+        "--memory",
+        "192M",
+        "--run",
+        "echo $PUTER_MEMBER of $PUTER_MEMBERS >>/first",
+    ];
     let said = host.ok(&create);
     assert!(said.contains("node1: runs at 10.0.0.1") && said.contains("node2: runs at 10.0.0.1"), "{said}");
     assert_eq!(status(&host, "red"), pairs(&[("node1", "running"), ("node2", "running")]));
@@ -121,7 +130,7 @@ fn a_cluster_is_made_used_scaled_and_deleted_as_one() {
     assert_eq!(lines, ["node1 | red-node1", "node2 | red-node2"]);
     assert_eq!(
         host.ok(&["cluster", "exec", "red:node2", "--", "/bin/busybox", "cat", "/first"]),
-        "node2 | node2",
+        "node2 | node2 of node1 node2",
         "once"
     );
     let script = "hostname; [ $(hostname) = red-node1 ] || exit 3";
@@ -182,7 +191,7 @@ fn a_cluster_is_made_used_scaled_and_deleted_as_one() {
     assert_eq!((&started[0]["vm"], &started[0]["ip"]), (&"red-node1".into(), &address("red-node1").into()));
     assert_eq!(
         host.ok(&["cluster", "exec", "red", "--", "/bin/busybox", "cat", "/first"]),
-        "node1 | node1",
+        "node1 | node1 of node1 node2",
         "still once"
     );
     host.fails(&["cluster", "delete", "red"], "members of 'red' run: node1", "puter cluster stop red");

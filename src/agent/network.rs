@@ -39,6 +39,9 @@ struct AddressRequest {
     rest: [u8; 16],
 }
 
+/// How long the kernel may take to find the link: on a busy host the agent can be there before its driver is.
+const LINK_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Where the kernel lists links.
 const LINKS: &str = "/sys/class/net";
 /// Where it has its settings for IPv6 on each link.
@@ -54,7 +57,7 @@ pub fn set_mac(guest: &Guest, mac: Mac) -> Result<bool> {
     if !guest.is_real() {
         return Ok(false);
     }
-    let name = first_link(LINKS).context("the guest has no Ethernet link")?;
+    let name = wait_for_link(LINKS, LINK_TIMEOUT).context("the guest has no Ethernet link")?;
     let now = fs::read_to_string(format!("{LINKS}/{name}/address")).unwrap_or_default();
     if now.trim().parse() == Ok(mac) {
         return Ok(false);
@@ -105,6 +108,17 @@ fn first_link(directory: &str) -> Option<String> {
     let real = links.filter(|path| number(path, "type") == Some(1) && path.join("device").exists());
     let first = real.min_by_key(|path| number(path, "ifindex").unwrap_or(u32::MAX))?;
     first.file_name()?.to_str().map(String::from)
+}
+
+/// The first link, as soon as there is one.
+fn wait_for_link(directory: &str, limit: Duration) -> Option<String> {
+    let end = Instant::now() + limit;
+    loop {
+        match first_link(directory) {
+            None if Instant::now() < end => std::thread::sleep(Duration::from_millis(10)),
+            found => return found,
+        }
+    }
 }
 
 /// Writes the configuration and lets it take effect where it is new; tells which program holds it. Where the link has
@@ -208,6 +222,23 @@ mod tests {
             fs::write(link.join("ifindex"), format!("{index}\n")).unwrap();
         }
         assert_eq!(first_link(dir.path().to_str().unwrap()), Some("ens8".into()));
+    }
+
+    #[test]
+    fn a_link_that_comes_later_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_str().unwrap();
+        assert_eq!(wait_for_link(path, Duration::from_millis(20)), None);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                let link = dir.path().join("ens3");
+                fs::create_dir_all(link.join("device")).unwrap();
+                fs::write(link.join("ifindex"), "2\n").unwrap();
+                fs::write(link.join("type"), "1\n").unwrap();
+            });
+            assert_eq!(wait_for_link(path, Duration::from_secs(10)), Some("ens3".into()));
+        });
     }
 
     #[test]

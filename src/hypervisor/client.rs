@@ -16,6 +16,9 @@ const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(900);
 /// The longest answer that is read, in bytes: a VM's whole configuration fits many times.
 const MAX_ANSWER: u64 = 1 << 20;
 
+/// What the emulator calls its vsock device.
+pub const VSOCK_DEVICE: &str = "vsock-0";
+
 /// Speaks to one VM's hypervisor.
 #[derive(Debug)]
 pub struct Client {
@@ -73,6 +76,16 @@ impl Client {
         self.put("vm.power-button")
     }
 
+    /// Takes the vsock device away until the VM is resumed. Before its memory is written the emulator needs that, and the
+    /// guest must run for it.
+    ///
+    /// # Errors
+    /// As for [`Client::ping`], or when the guest does not let go of it.
+    pub fn remove_vsock(&self) -> Result<()> {
+        let body = serde_json::json!({ "id": VSOCK_DEVICE }).to_string();
+        self.put_json(&self.agent, "vm.remove-device", &body)
+    }
+
     /// Stops the processors.
     pub fn pause(&self) -> Result<()> {
         self.put("vm.pause")
@@ -92,8 +105,7 @@ impl Client {
         let url = directory.to_str().map(|path| format!("file://{path}")).context("the path is not UTF-8")?;
         let patient = unix_http::agent(&self.socket, SNAPSHOT_TIMEOUT);
         let body = serde_json::json!({ "destination_url": url }).to_string();
-        let request = patient.put("http://localhost/api/v1/vm.snapshot").header("content-type", "application/json");
-        read("vm.snapshot", request.send(&body)).map(|_| ())
+        self.put_json(&patient, "vm.snapshot", &body)
     }
 
     /// Ends the hypervisor, and with it the VM.
@@ -104,6 +116,11 @@ impl Client {
     fn get<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
         let bytes = self.send("GET", name)?;
         serde_json::from_slice(&bytes).with_context(|| format!("the hypervisor's answer to {name} is not understood"))
+    }
+
+    fn put_json(&self, agent: &ureq::Agent, name: &str, body: &str) -> Result<()> {
+        let request = agent.put(format!("http://localhost/api/v1/{name}")).header("content-type", "application/json");
+        read(name, request.send(body)).map(|_| ())
     }
 
     fn put(&self, name: &str) -> Result<()> {

@@ -45,6 +45,11 @@ impl Host {
         self.push(&variable("PUTER_TEST_SMALL_GUEST"), build::GUEST_TAG, name)
     }
 
+    /// Pushes the real guest image with etcd in it, which does not run yet.
+    pub fn push_etcd_guest(&self) -> String {
+        self.push(&variable("PUTER_TEST_ETCD_GUEST"), build::GUEST_TAG, "puter/etcd")
+    }
+
     /// Starts puterd, with the guest that boots fast as the default image. One processor is all that it needs, and the
     /// emulator's are threads of a host that may have two.
     pub fn ready(&self) {

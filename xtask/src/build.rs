@@ -163,6 +163,26 @@ pub fn small_guest(built: &Built) -> Result<PathBuf> {
     Ok(out)
 }
 
+/// The OCI layout in `target/guest/etcd`: the guest's with the packages of packaging/examples/etcd, which its first boot
+/// then need not fetch; [`guest_image`] comes first.
+///
+/// # Errors
+/// When a tool fails.
+pub fn etcd_guest(built: &Built) -> Result<PathBuf> {
+    let top = top();
+    let dir = top.join("target/guest");
+    let (base, tar, out) = (dir.join("base.tar"), dir.join("base-etcd.tar"), dir.join("etcd"));
+    made_once(&tar, &fingerprint(&[&dir.join("base.stamp"), &top.join("xtask/src/guest_image.rs")])?, || {
+        println!("building a guest with etcd from Debian packages");
+        guest_image::with(&base, &["etcd-server", "etcd-client"], &["etcd.service"], &tar)
+    })?;
+    let now = fingerprint(&[&dir.join("base-etcd.stamp"), &top.join("packaging/guest/agent"), &built.executable])?;
+    made_once(&out, &now, || {
+        guest_image::build(&guest_image::Options { base: &tar, binary: &built.executable, out: &out, tag: GUEST_TAG })
+    })?;
+    Ok(out)
+}
+
 /// The large image's OCI layout in `target/guest/large`, made anew when the guest's packages or its own recipe have
 /// changed: nobody starts it, so an older agent in it does no harm.
 ///

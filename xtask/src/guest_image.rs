@@ -33,6 +33,21 @@ pub fn base(tar: &Path) -> Result<()> {
     fs::rename(&new, tar).with_context(|| format!("cannot make {}", tar.display()))
 }
 
+/// Makes a tar archive of the Debian in `base` with more packages, none of whose `services` starts by itself.
+///
+/// # Errors
+/// When a tool fails; no file is left then.
+pub fn with(base: &Path, packages: &[&str], services: &[&str], tar: &Path) -> Result<()> {
+    let new = tar.with_extension("new");
+    let unpack = "--extract --xattrs --xattrs-include='*' --numeric-owner";
+    let mut command = Command::new("mmdebstrap");
+    command.args(["--quiet", "--format=tar", "--variant=custom", &format!("--include={}", packages.join(","))]);
+    command.arg(format!("--setup-hook=tar {unpack} --file '{}' --directory \"$1\"", base.display()));
+    command.arg(format!("--customize-hook=chroot \"$1\" systemctl --quiet disable {}", services.join(" ")));
+    run(command.arg(SUITE).arg(&new))?;
+    fs::rename(&new, tar).with_context(|| format!("cannot make {}", tar.display()))
+}
+
 /// Puts the layers into an OCI layout.
 ///
 /// # Errors

@@ -35,6 +35,7 @@ pub const TEST: &[&str] = &[
     "curl",
     "iputils-ping",
     "openssl",
+    "ansible-core",
     "apache2-utils",
     "attr",
     "cpio",

@@ -21,7 +21,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     let guest = build::guest_image(&built)?;
     let virtiofsd = build::virtiofsd()?;
     let network_manager = build::network_manager()?;
-    let small = build::small_guest(&built)?;
+    let (small, etcd) = (build::small_guest(&built)?, build::etcd_guest(&built)?);
     let mut cargo = Command::new("cargo");
     cargo
         .args(["test", "--workspace", "--features", "puter/fail-points", "--no-fail-fast", "--"])
@@ -36,6 +36,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     cargo.env("PUTER_TEST_BIN", &built.dir).env("PUTER_TEST_GUEST", &guest);
     cargo
         .env("PUTER_TEST_SMALL_GUEST", &small)
+        .env("PUTER_TEST_ETCD_GUEST", &etcd)
         .env("PUTER_TEST_VIRTIOFSD", &virtiofsd)
         .env("PUTER_TEST_NETWORK_MANAGER", &network_manager)
         .env("PUTER_VHOST_DEVICE_VSOCK", &vsock);

@@ -90,9 +90,13 @@ impl Snapshot {
                 let mut told = shown(&self.name, &taken.cut);
                 told["used"] = used.into();
                 told["paused"] = paused.into();
+                told["pause_spread"] = taken.spread.map(|spread| spread.as_secs_f64()).into();
                 return output::print_json(&told);
             }
-            let paused = paused.map_or(String::new(), |paused| format!(", paused for {paused:.3} s"));
+            let spread = taken.spread.map_or(0.0, |spread| spread.as_secs_f64() * 1e3);
+            let paused = paused.map_or(String::new(), |paused| {
+                format!(", paused for {paused:.3} s, {spread:.1} ms from first to last")
+            });
             let count = taken.members.len();
             output::print(&format!(
                 "{}@{} taken of {count} members ({}{paused})",

@@ -25,6 +25,7 @@ use super::qmp::Qmp;
 use super::relay::{self, Relay};
 use super::{CHILD_TIMEOUT, Owned, Tools, qemu, spawn};
 use crate::hypervisor::arguments::{Machine, Restore, Vsock};
+use crate::hypervisor::client::VSOCK_DEVICE;
 use crate::sparse;
 
 /// How long the guest may take to let go of its vsock device.
@@ -141,11 +142,13 @@ impl Running {
     /// Writes the paused machine into the directory.
     ///
     /// # Errors
-    /// When the guest does not let go of its vsock device, or a file cannot be written; the machine stays paused.
+    /// When it has its vsock device yet, or a file cannot be written; the machine stays paused.
     pub fn snapshot(&self, directory: &Path) -> Result<()> {
         ensure!(self.qmp.is_paused(), "the VM is not paused");
         ensure!(self.place.machine.shares.is_empty(), "a VM with shared directories cannot be snapshotted");
-        self.unplug()?;
+        // The guest would have to run for that, and this would be another instant.
+        let vsock = self.vsock.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        ensure!(!vsock, "the VM has its vsock device yet, which is removed before it is paused");
         let create = |name: &str| {
             let path = directory.join(name);
             File::create_new(&path).with_context(|| format!("cannot write {}", path.display()))
@@ -188,21 +191,27 @@ impl Running {
         self.qmp.execute("cont").map(drop)
     }
 
-    /// Takes the vsock device away. The guest must run for that: for a moment it does.
-    fn unplug(&self) -> Result<()> {
+    /// Is it without the vsock device that it is to have?
+    pub fn is_unplugged(&self) -> bool {
+        let vsock = self.vsock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.place.machine.vsock.is_some() && vsock.is_none()
+    }
+
+    /// Takes the vsock device away, until the machine is resumed. The guest must run for that.
+    ///
+    /// # Errors
+    /// When it does not let go of it.
+    pub fn unplug(&self) -> Result<()> {
         let mut device = self.vsock.lock().unwrap_or_else(PoisonError::into_inner);
         if device.is_none() {
             return Ok(());
         }
         self.qmp.forget();
-        let gone = |data: &Value| (data["device"] == "vsock-0").then_some(());
-        let unplugged = self
-            .qmp
-            .execute("cont")
-            .and_then(|_| self.qmp.run("device_del", json!({ "id": "vsock-0" })))
-            .and_then(|_| self.qmp.wait_for("DEVICE_DELETED", UNPLUG_TIMEOUT, gone));
-        self.qmp.execute("stop")?;
-        unplugged.context("the guest does not let go of its vsock device")?;
+        let gone = |data: &Value| (data["device"] == VSOCK_DEVICE).then_some(());
+        self.qmp
+            .run("device_del", json!({ "id": VSOCK_DEVICE }))
+            .and_then(|_| self.qmp.wait_for("DEVICE_DELETED", UNPLUG_TIMEOUT, gone))
+            .context("the guest does not let go of its vsock device")?;
         self.qmp.run("chardev-remove", json!({ "id": "vsock" }))?;
         *device = None;
         Ok(())

@@ -20,6 +20,7 @@ use super::Control;
 use super::events::Events;
 use super::running::Running;
 use crate::hypervisor::arguments::Machine;
+use crate::hypervisor::client::VSOCK_DEVICE;
 
 /// How long a client may take to send a request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -83,7 +84,9 @@ impl Api {
         let name = path.strip_prefix("/api/v1/").unwrap_or_default();
         let expected = match name {
             "vmm.ping" | "vm.info" => Method::GET,
-            "vm.power-button" | "vm.pause" | "vm.resume" | "vm.snapshot" | "vmm.shutdown" => Method::PUT,
+            "vm.power-button" | "vm.pause" | "vm.resume" | "vm.remove-device" | "vm.snapshot" | "vmm.shutdown" => {
+                Method::PUT
+            }
             _ => return (StatusCode::NOT_FOUND, json!([format!("no such endpoint: {path}")])),
         };
         if *method != expected {
@@ -114,9 +117,19 @@ impl Api {
                 running.qmp.execute("stop").map(drop)
             }
             "vm.resume" => {
-                ensure!(paused, "The VM could not be resumed: it is running");
+                ensure!(paused || running.is_unplugged(), "The VM could not be resumed: it is running");
                 self.events.write("vm", "resuming");
                 running.resume()
+            }
+            "vm.remove-device" => {
+                #[derive(Deserialize)]
+                struct Device {
+                    id: String,
+                }
+                let Device { id } = serde_json::from_slice(body).context("The device is not understood")?;
+                ensure!(id == VSOCK_DEVICE, "The device could not be removed: there is no '{id}' that can be");
+                ensure!(!paused, "The device could not be removed: the VM is paused");
+                running.unplug().context("The device could not be removed")
             }
             _ => {
                 #[derive(Deserialize)]

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::{Result, anyhow};
 
-use super::model::Member;
+use super::model::{Member, Role};
 use super::run::run_in;
 use crate::protocol::agent::Exec;
 use crate::vm::Hint;
@@ -15,12 +15,17 @@ use crate::vm::lifecycle::Context;
 const TAIL: usize = 2048;
 
 /// Runs what the role runs once.
-pub(super) fn first_boot(context: &Context, member: &Member, text: &str) -> Result<()> {
+pub(super) fn first_boot(context: &Context, member: &Member, role: &Role, text: &str) -> Result<()> {
     let name = &member.vm;
     context.step(name, "first boot", || {
         let mut said = Tail::default();
-        let environment =
-            [("PUTER_CLUSTER", &member.cluster), ("PUTER_ROLE", &member.role), ("PUTER_MEMBER", &member.member)];
+        let all = role.member_names().collect::<Vec<_>>().join(" ");
+        let environment = [
+            ("PUTER_CLUSTER", &member.cluster),
+            ("PUTER_ROLE", &member.role),
+            ("PUTER_MEMBER", &member.member),
+            ("PUTER_MEMBERS", &all),
+        ];
         let wanted = Exec {
             command: first_boot_command(text),
             environment: environment.map(|(name, value)| (name.to_string(), value.clone())).into(),

@@ -94,6 +94,13 @@ impl Member {
     }
 }
 
+impl Role {
+    /// Its members' names in the cluster.
+    pub fn member_names(&self) -> impl Iterator<Item = String> {
+        (1..=self.count).map(|number| format!("{}{number}", self.name))
+    }
+}
+
 impl Cluster {
     pub fn new(name: &str, roles: Vec<Role>, created: u64) -> Cluster {
         let (snapshots, former, unfinished) = (Vec::new(), Vec::new(), false);

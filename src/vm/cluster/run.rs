@@ -218,7 +218,7 @@ pub(super) fn start_member(context: &Context, member: &Member, role: &Role) -> R
     let due = role.run.as_ref().filter(|_| !vm.prepared);
     let idle = ran && due.is_none();
     if let Some(text) = due {
-        first_boot(context, member, text)?;
+        first_boot(context, member, role, text)?;
         reach("cluster: first boot done");
         vm = lifecycle::prepared(context, &member.vm)?;
     }

@@ -1,6 +1,7 @@
 //! Snapshots of a whole cluster: all members of one instant, and clusters that go on from there.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use serde::{Deserialize, Serialize};
@@ -84,6 +85,8 @@ impl Cut {
 #[derive(Debug)]
 pub struct TakenCut {
     pub cut: Cut,
+    /// How far apart the first and the last member that ran came to stand still.
+    pub spread: Option<Duration>,
     pub members: Vec<Outcome<Taken>>,
 }
 
@@ -152,7 +155,7 @@ fn take(context: &Context, cluster: &Cluster, options: &SnapshotOptions) -> Resu
     let id = latest.map(|taken| taken.snapshot.origin.id.clone()).max();
     let label = options.name.clone().or(id).context("no snapshot was taken")?;
     let cut = Cut { name: label, created, roles: cluster.roles.clone(), members };
-    Ok(TakenCut { cut, members: outcomes })
+    Ok(TakenCut { cut, spread: together.spread(), members: outcomes })
 }
 
 fn discard(home: &Home, outcomes: &[Outcome<Taken>]) {
@@ -233,7 +236,7 @@ pub fn restore(
             &Silent,
             &active.into_iter().cloned().collect::<Vec<_>>(),
             AT_ONCE,
-            |member| lifecycle::stop(context, &member.vm, std::time::Duration::ZERO, true).map(drop),
+            |member| lifecycle::stop(context, &member.vm, Duration::ZERO, true).map(drop),
             &|_, _| {},
         );
         if let Some(error) = ended.into_iter().find_map(|one| one.result.err()) {

@@ -196,11 +196,12 @@ fn capture(
         reach("snapshot: memory written");
         copy_disk(vm, temporary)
     };
-    snapshot.paused = Some(while_paused(context, vm, &client, temporary, together, write)?);
+    let prepare = || if emulated { client.remove_vsock() } else { Ok(()) };
+    snapshot.paused = Some(while_paused(context, vm, &client, temporary, together, (prepare, write))?);
     Ok(())
 }
 
-/// Does `write` while the machine stands still, and tells for how many seconds it did.
+/// Does `prepare` while the machine runs yet, and `write` while the machine stands still, and tells for how many seconds it did.
 ///
 /// # Errors
 /// When the work fails, and what it has written is removed; or when the machine cannot go on.
@@ -210,7 +211,7 @@ fn while_paused(
     client: &hypervisor::Client,
     temporary: &Path,
     together: Option<&Together>,
-    write: impl FnOnce(&Vm) -> Result<()>,
+    (prepare, write): (impl FnOnce() -> Result<()>, impl FnOnce(&Vm) -> Result<()>),
 ) -> Result<f64> {
     let home = context.home;
     let name = vm.name.clone();
@@ -223,9 +224,14 @@ fn while_paused(
     vm.save(home)?;
     reach("snapshot: marked");
     let at = |point| together.map_or(Ok(()), |together| together.arrive(point));
-    let ready = at(Point::Ready);
+    let prepared = prepare();
+    reach("snapshot: prepared");
+    let ready = prepared.and_then(|()| at(Point::Ready));
     let began = Instant::now();
     let written = ready.and_then(|()| client.pause()).and_then(|()| {
+        if let Some(together) = together {
+            together.stands_still(Instant::now());
+        }
         reach("snapshot: paused");
         at(Point::Paused)?;
         write(vm)?;
@@ -262,7 +268,8 @@ fn capture_disk(
     }
     let client = hypervisor::Client::new(&context.home.api(&vm.name));
     check_hypervisor(vm.hypervisor.as_deref().unwrap_or_default())?;
-    snapshot.paused = Some(while_paused(context, vm, &client, temporary, together, |vm| copy_disk(vm, temporary))?);
+    let work = (|| Ok(()), |vm: &Vm| copy_disk(vm, temporary));
+    snapshot.paused = Some(while_paused(context, vm, &client, temporary, together, work)?);
     Ok(())
 }
 

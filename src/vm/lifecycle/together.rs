@@ -1,7 +1,7 @@
 //! Snapshots of several machines that are of one instant.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
@@ -45,6 +45,8 @@ pub struct Together {
 #[derive(Debug, Default)]
 struct Arrived {
     at: [usize; 3],
+    /// When the first and the last machine that ran came to stand still.
+    still: Option<(Instant, Instant)>,
     failed: bool,
 }
 
@@ -75,6 +77,18 @@ impl Together {
             arrived = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         Ok(())
+    }
+
+    /// A machine that ran stands still since now.
+    pub fn stands_still(&self, now: Instant) {
+        let mut arrived = self.lock();
+        let (first, last) = arrived.still.unwrap_or((now, now));
+        arrived.still = Some((first.min(now), last.max(now)));
+    }
+
+    /// How far apart the first and the last machine came to stand still; `None` where none ran.
+    pub fn spread(&self) -> Option<Duration> {
+        self.lock().still.map(|(first, last)| last - first)
     }
 
     /// One of them will not come.
@@ -148,6 +162,16 @@ mod tests {
         assert_eq!(led_to, [true, false, true]);
         let said: Vec<String> = results.into_iter().map(|result| result.unwrap_err().to_string()).collect();
         assert_eq!(said, ["the snapshot of another member failed", "no room", "the snapshot of another member failed"]);
+    }
+
+    #[test]
+    fn the_spread_is_between_the_first_and_the_last_in_whatever_order_they_tell() {
+        let (together, now) = (Together::new(3), Instant::now());
+        assert_eq!(together.spread(), None);
+        for milliseconds in [5, 2, 9] {
+            together.stands_still(now + Duration::from_millis(milliseconds));
+        }
+        assert_eq!(together.spread(), Some(Duration::from_millis(7)));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! puterd on real interfaces, in network namespaces that each test makes for itself.
 
+#[path = "daemon/api.rs"]
+mod api;
 #[path = "daemon/branches.rs"]
 mod branches;
 #[path = "daemon/clients.rs"]

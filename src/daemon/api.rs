@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::protocol::address::check_vm_name;
+use crate::protocol::address::{MAX_ID, check_vm_name};
 use crate::protocol::daemon::{ErrorBody, ErrorDetail, Lease, Status, Tap, TapRequest};
 
 /// What stands behind the API.
@@ -108,8 +108,9 @@ fn parse(body: &[u8]) -> Result<TapRequest, ApiError> {
     if let Some(member) = &request.member {
         member.check().map_err(|e| ApiError::new(400, "invalid_name", e))?;
     }
-    if request.id == 0 {
-        return Err(ApiError::new(400, "invalid_id", "the id is 0; ids count from 1"));
+    if request.id == 0 || request.id > MAX_ID {
+        let message = format!("the id is {}; ids are 1 to {MAX_ID}, and fewer in most subnets", request.id);
+        return Err(ApiError::new(400, "invalid_id", message));
     }
     Ok(request)
 }

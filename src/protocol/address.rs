@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 /// Distance between a VM's id and its host number: leaves `.1` to the bridge and a few for later.
 pub const FIRST_HOST: u32 = 10;
+/// The largest id of a VM, which only the widest subnet has.
+pub const MAX_ID: u32 = 0xff_fffe - FIRST_HOST;
 /// First three bytes of each MAC: QEMU's and KVM's locally administered prefix.
 pub const MAC_PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
 /// The bridge's MAC: the addressing rule applied to its host number 1. It stays the same whatever ports come and go, so

@@ -18,6 +18,7 @@ pub const NAMES: [&str; 3] = ["puter", "puterd", "puter-agent"];
 const VHOST_DEVICE_VSOCK: &str = "0.3.0";
 /// Version of the program that serves shared directories.
 const VIRTIOFSD: &str = "1.14.0";
+const SCHEMATHESIS: &str = "4.32.5";
 
 /// A directory with the executable and its names.
 pub struct Built {
@@ -99,6 +100,21 @@ pub fn network_manager() -> Result<PathBuf> {
         packages::unpack("network-manager", &to)?;
     }
     Ok(to)
+}
+
+/// Schemathesis's program, installed into `target/tools/`: it asks a server for all that its description says and does not.
+///
+/// # Errors
+/// When pip cannot install it.
+pub fn schemathesis() -> Result<PathBuf> {
+    let root = top().join("target/tools/schemathesis");
+    let program = root.join("bin/schemathesis");
+    if !program.is_file() {
+        println!("installing schemathesis {SCHEMATHESIS}, once");
+        run(Command::new("python3").args(["-m", "venv"]).arg(&root))?;
+        run(Command::new(root.join("bin/pip")).args(["install", "--quiet", &format!("schemathesis=={SCHEMATHESIS}")]))?;
+    }
+    Ok(program)
 }
 
 /// A program from crates, built once.

@@ -54,6 +54,7 @@ pub const TEST: &[&str] = &[
     "libvirt-clients",
     "libvirt-daemon",
     "mandoc",
+    "python3-venv",
     "socat",
     "xfsprogs",
     "zsh",

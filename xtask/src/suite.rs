@@ -21,6 +21,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     let guest = build::guest_image(&built)?;
     let virtiofsd = build::virtiofsd()?;
     let network_manager = build::network_manager()?;
+    let schemathesis = build::schemathesis()?;
     let (small, etcd) = (build::small_guest(&built)?, build::etcd_guest(&built)?);
     let mut cargo = Command::new("cargo");
     cargo
@@ -39,6 +40,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
         .env("PUTER_TEST_ETCD_GUEST", &etcd)
         .env("PUTER_TEST_VIRTIOFSD", &virtiofsd)
         .env("PUTER_TEST_NETWORK_MANAGER", &network_manager)
+        .env("PUTER_TEST_SCHEMATHESIS", &schemathesis)
         .env("PUTER_VHOST_DEVICE_VSOCK", &vsock);
     as_root(&mut cargo)?;
     let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;

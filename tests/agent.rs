@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+/// The end of a shell's script that waits for a signal. It starts no program any more once it says so: dash forgets a
+/// signal that comes while it does.
+const IDLE: &str = "sleep 60 </dev/null >/dev/null 2>&1 & echo ready; wait";
+
 struct Guest {
     dir: tempfile::TempDir,
     child: Child,
@@ -227,7 +231,7 @@ fn a_program_has_its_input_both_outputs_its_environment_and_its_exit_code() {
 #[test]
 fn a_program_on_a_terminal_learns_its_size_and_hears_its_keys() {
     let guest = Guest::new();
-    let script = "tty -s && stty size; trap 'stty size; exit 0' WINCH; echo ready; while :; do sleep 0.05; done";
+    let script = format!("tty -s && stty size; trap 'stty size; exit 0' WINCH; {IDLE}");
     let params = json!({"command": ["sh", "-c", script], "terminal": {"rows": 30, "columns": 100}});
     let mut stream = guest.exec(params);
     let first = printed(&mut stream, "ready").stdout;
@@ -237,8 +241,7 @@ fn a_program_on_a_terminal_learns_its_size_and_hears_its_keys() {
     assert!(second.stdout.contains("40 120"), "{second:?}");
     assert_eq!(second.code, Some(0));
     // Ctrl-C is a key like any other, and the terminal makes a signal of it.
-    // A loop, since dash forgets a signal that comes while it starts a program.
-    let script = "trap 'exit 130' INT; echo ready; while :; do sleep 0.05; done";
+    let script = format!("trap 'exit 130' INT; {IDLE}");
     let params = json!({"command": ["sh", "-c", script], "terminal": {"rows": 2, "columns": 20}});
     let mut stream = guest.exec(params);
     printed(&mut stream, "ready");
@@ -250,7 +253,7 @@ fn a_program_on_a_terminal_learns_its_size_and_hears_its_keys() {
 fn a_program_whose_host_goes_away_is_hung_up_on() {
     let guest = Guest::new();
     let file = guest.dir.path().join("ended");
-    let script = format!("trap 'echo hup >{}; exit' HUP; echo ready; while :; do sleep 0.05; done", file.display());
+    let script = format!("trap 'echo hup >{}; exit' HUP; {IDLE}", file.display());
     let mut stream = guest.exec(json!({"command": ["sh", "-c", script]}));
     printed(&mut stream, "ready");
     drop(stream);

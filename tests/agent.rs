@@ -38,7 +38,8 @@ impl Guest {
             .spawn()
             .unwrap();
         let end = Instant::now() + Duration::from_secs(60);
-        while !dir.path().join("s").exists() && Instant::now() < end {
+        // The socket's file is there before anybody listens.
+        while UnixStream::connect(dir.path().join("s")).is_err() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(10));
         }
         Guest { dir, child }

@@ -1,5 +1,7 @@
 //! Beside docker's, ufw's and firewalld's rules, made with the tools that make them, and beside libvirt itself.
 
+use std::os::unix::net::UnixStream;
+
 use puter::protocol::daemon::{Firewall, Status};
 use rustix::process::Signal;
 
@@ -160,7 +162,7 @@ fn libvirtd(lab: &Lab) -> Process {
     let mut command = lab.enter(lab.host_holder());
     let own = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-ec", script, "sh"];
     let process = Process(command.args(own).arg(&dir).spawn().unwrap());
-    wait("libvirtd listens", || dir.join("libvirt-sock").exists());
+    wait("libvirtd listens", || UnixStream::connect(dir.join("libvirt-sock")).is_ok());
     process
 }
 

@@ -6,6 +6,7 @@ pub mod demo;
 pub mod fuzz;
 pub mod guest_image;
 pub mod large_image;
+pub mod package;
 pub mod packages;
 pub mod registry;
 pub mod shell;

@@ -1,9 +1,11 @@
 //! `cargo xtask COMMAND`: what a developer runs more than once.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use argh::FromArgs;
+use xtask::package::{self, Source};
 use xtask::{build, demo, fuzz, packages, suite};
 
 /// What a developer of puter runs more than once. Each command installs what it needs.
@@ -22,6 +24,7 @@ enum Command {
     Test(Test),
     Bench(Bench),
     Fuzz(Fuzz),
+    Package(Package),
 }
 
 /// Build the executable in release mode with its names in target/puter/.
@@ -73,6 +76,19 @@ struct Fuzz {
     seconds: u32,
 }
 
+/// Make packages in target/packages/.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "package")]
+struct Package {
+    /// what to make: deb (puter and puter-agent for Debian), tar (an archive with install.sh), or check (makes the first,
+    /// and installs, upgrades and purges them in a fresh Debian; needs root)
+    #[argh(positional)]
+    what: String,
+    /// package this executable, and build none
+    #[argh(option)]
+    executable: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
     let command: Xtask = argh::from_env();
     match run(command.command) {
@@ -100,6 +116,22 @@ fn run(command: Command) -> Result<()> {
         Command::Demo(_) => demo::run(),
         Command::Test(test) => suite::run(test.filter.as_deref()),
         Command::Bench(bench) => suite::bench(&bench.what),
+        Command::Package(options) => make_package(&options.what, options.executable),
         Command::Fuzz(options) => fuzz::run(options.target.as_deref(), options.seconds),
     }
+}
+
+fn make_package(what: &str, executable: Option<PathBuf>) -> Result<()> {
+    ensure!(["deb", "tar", "check"].contains(&what), "there is no package '{what}'; there are: deb, tar, check");
+    packages::install(packages::PACKAGE)?;
+    let source = Source::of(executable)?;
+    match what {
+        "check" => package::check::run_all(&source)?,
+        "tar" => println!("{}", package::tar::make(&source)?.display()),
+        _ => {
+            let made = package::deb::make(&source)?;
+            println!("{}\n{}", made.host.display(), made.agent.display());
+        }
+    }
+    Ok(())
 }

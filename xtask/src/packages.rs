@@ -10,6 +10,9 @@ use crate::shell::{as_root, find, run};
 /// For building the guest's image.
 pub const GUEST_IMAGE: &[&str] = &["mmdebstrap", "umoci", "e2fsprogs", "uidmap", "zstd"];
 
+/// For packages of it, and their check.
+pub const PACKAGE: &[&str] = &["dpkg", "libcap2-bin", "lintian", "mmdebstrap", "systemd", "util-linux"];
+
 /// For running it: the emulator, a registry, namespaces and ssh.
 pub const RUN: &[&str] = &[
     "qemu-system-x86",

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Source, deb, read, tar};
 use crate::shell::{output, run, top};
@@ -92,6 +93,27 @@ fn units() -> Result<()> {
     Ok(())
 }
 
+/// unshare, with puterd as the first process of its namespaces. It ends when this does: a program that gains capabilities
+/// is no longer killed with its parent (PR_SET_PDEATHSIG), so unshare's own option does nothing for it.
+struct Puterd(Child);
+
+impl Puterd {
+    fn inside(&self) -> Option<Pid> {
+        let pid = self.0.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+        Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
+    }
+}
+
+impl Drop for Puterd {
+    fn drop(&mut self) {
+        if let Some(pid) = self.inside() {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        let _ = self.0.wait();
+    }
+}
+
 /// A Debian in a directory.
 struct Root {
     root: PathBuf,
@@ -106,10 +128,8 @@ impl Root {
         let mut puterd = self.start_puterd()?;
         let upgraded =
             self.dpkg("--install", later).and_then(|()| self.installed(&format!("{}+later", source.version)));
-        let ended = puterd.try_wait()?;
-        // unshare takes what runs inside with it.
-        let _ = puterd.kill();
-        let _ = puterd.wait();
+        let ended = puterd.0.try_wait()?;
+        drop(puterd);
         upgraded?;
         ensure!(ended.is_none(), "the upgrade ended puterd: {ended:?}");
         println!("upgrade: puterd went on");
@@ -153,9 +173,8 @@ impl Root {
         self.is_guarded(LOCAL)?;
         let mut puterd = self.start_puterd()?;
         let again = output(&mut self.inside(&script)).and_then(|_| self.is_guarded(LOCAL));
-        let ended = puterd.try_wait()?;
-        let _ = puterd.kill();
-        let _ = puterd.wait();
+        let ended = puterd.0.try_wait()?;
+        drop(puterd);
         again?;
         ensure!(ended.is_none(), "installing again ended puterd: {ended:?}");
         for file in ["man/man1/puter.1.gz", "man/man8/puterd.8.gz", "bash-completion/completions/puter"] {
@@ -230,7 +249,7 @@ impl Root {
     }
 
     /// Starts it as a member of the group, and looks at what it may do.
-    fn start_puterd(&self) -> Result<Child> {
+    fn start_puterd(&self) -> Result<Puterd> {
         let group = self.group()?;
         let mut command = self.user(&["--groups", &group], "puterd");
         command.args(["--home", "/tmp/home"]).stdin(Stdio::null()).stderr(Stdio::piped());
@@ -242,19 +261,18 @@ impl Root {
         // It ends with its namespace; that puter finds and starts it is what counts.
         let started = output(self.user(&["--groups", &group], "puter").args(["daemon", "start", "--no-service"]))?;
         ensure!(started.starts_with("puterd runs (process "), "puter daemon start says '{started}'");
-        let mut child = command.spawn().context("cannot run unshare")?;
+        let mut puterd = Puterd(command.spawn().context("cannot run unshare")?);
         let mut said = String::new();
         // It ends or is ready; its output stays open, since it goes on writing there.
-        let mut lines = BufReader::new(child.stderr.take().context("puterd has no output")?);
+        let mut lines = BufReader::new(puterd.0.stderr.take().context("puterd has no output")?);
         while !said.contains("ready on") {
             if lines.read_line(&mut said)? == 0 {
                 bail!("puterd did not start: {said}");
             }
         }
         std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
-        let pid = child.id();
-        let inside = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-        let status = fs::read_to_string(format!("/proc/{}/status", inside.trim()))?;
+        let pid = puterd.inside().context("cannot find puterd's process")?;
+        let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()))?;
         for (field, value) in
             [("Uid", USER), ("CapPrm", CAPABILITY_BITS), ("CapEff", CAPABILITY_BITS), ("NoNewPrivs", "1")]
         {
@@ -263,7 +281,7 @@ impl Root {
             ensure!(found == Some(value), "puterd has {field} {found:?} and not {value}");
         }
         println!("puterd runs as user {USER} with {CAPABILITY_BITS}");
-        Ok(child)
+        Ok(puterd)
     }
 
     /// The number of the group puter.

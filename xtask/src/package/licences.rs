@@ -7,7 +7,6 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::build::host_target;
 use crate::shell::{output, top};
 
 /// Beginnings of the names of files that hold a licence or a notice.
@@ -21,9 +20,10 @@ pub fn text() -> Result<String> {
     let mut list = String::from("The crates in the executable, and their licences:\n\n");
     let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let sources = sources()?;
-    let mut tree = Command::new("cargo");
+    let mut tree = cargo();
+    // For the target that .cargo/config.toml names.
     tree.args(["tree", "--locked", "--package", "puter", "--edges", "normal,no-proc-macro", "--prefix", "none"]);
-    tree.args(["--no-dedupe", "--format", "{p}|{l}", "--target", &host_target()?]).current_dir(top());
+    tree.args(["--no-dedupe", "--format", "{p}|{l}"]).current_dir(top());
     let mut lines: Vec<String> = output(&mut tree)?.lines().map(str::to_string).collect();
     lines.sort();
     lines.dedup();
@@ -50,6 +50,18 @@ pub fn text() -> Result<String> {
         list.push_str(&format!("\n{}\n{}:\n\n{text}\n", "-".repeat(72), crates.join(", ")));
     }
     Ok(list)
+}
+
+/// The cargo that runs this, with its compiler: sudo's PATH may have neither.
+fn cargo() -> Command {
+    let Some(cargo) = std::env::var_os("CARGO").map(PathBuf::from) else { return Command::new("cargo") };
+    let former = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = cargo.parent().map(Path::to_path_buf).into_iter().chain(std::env::split_paths(&former));
+    let mut command = Command::new(&cargo);
+    if let Ok(path) = std::env::join_paths(dirs) {
+        command.env("PATH", path);
+    }
+    command
 }
 
 /// A line such as `ring v0.17.14|Apache-2.0 AND ISC`.

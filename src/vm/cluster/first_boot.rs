@@ -44,12 +44,16 @@ pub(super) fn first_boot(context: &Context, member: &Member, role: &Role, text: 
     })
 }
 
-/// A script with an interpreter of its own becomes a file in the guest; all else is for its shell.
+/// A script with an interpreter of its own becomes a file in the guest; all else is for its shell. The interpreter is named
+/// as the kernel would (execve(2)), with at most one argument: no program may be started from many a system's /run.
 fn first_boot_command(text: &str) -> Vec<String> {
-    const AS_FILE: &str = "set -e; umask 077; f=/run/puter-first-boot.$$; printf %s \"$1\" >\"$f\"; chmod 700 \"$f\"; c=0; \"$f\" || c=$?; rm -f \"$f\"; exit $c";
-    let words: &[&str] = match text.starts_with("#!") {
-        true => &["/bin/sh", "-c", AS_FILE, "sh", text],
-        false => &["/bin/sh", "-c", text],
+    const AS_FILE: &str = "set -e; umask 077; f=/run/puter-first-boot.$$; printf %s \"$1\" >\"$f\"; shift; c=0; \"$@\" \"$f\" || c=$?; rm -f \"$f\"; exit $c";
+    let line = text.strip_prefix("#!").and_then(|rest| rest.lines().next()).map_or("", str::trim);
+    let (interpreter, argument) = line.split_once([' ', '\t']).unwrap_or((line, ""));
+    let words: &[&str] = match (interpreter, argument.trim()) {
+        ("", _) => &["/bin/sh", "-c", text],
+        (_, "") => &["/bin/sh", "-c", AS_FILE, "sh", text, interpreter],
+        (_, argument) => &["/bin/sh", "-c", AS_FILE, "sh", text, interpreter, argument],
     };
     words.iter().map(|word| word.to_string()).collect()
 }
@@ -104,5 +108,7 @@ mod tests {
         assert_eq!(run("echo one; echo two\nexit 3"), (3, "one\ntwo\n".into()));
         assert_eq!(run("#!/bin/cat\nit's \"%s\" $1\n"), (0, "#!/bin/cat\nit's \"%s\" $1\n".into()));
         assert_eq!(run("#!/bin/sh\nexit 7\n"), (7, String::new()));
+        assert_eq!(run("#! /usr/bin/env  sh\necho $1 $0 | cut -c -20\n"), (0, "/tmp/puter-first-boo\n".into()));
+        assert_eq!(run("#!\necho one"), (0, "one\n".into()));
     }
 }

@@ -228,6 +228,8 @@ fn a_killed_start_is_cleared_away() {
         // Where it had not begun to be there is nothing to delete, but what there is of it is cleared away.
         let there = host.json(&["list", "--json"])[0]["name"] == "web";
         assert_eq!(host.world.puter(&["delete", "--force", "web"]).unwrap().status.success(), there);
+        // Its monitor looks once more, under the VM's lock, whether there is anything to put in order.
+        host.until(Duration::from_secs(10), || host.processes("puter-monitor").is_empty());
         assert_eq!(host.leftovers(), Vec::<String>::new(), "after {moment} ms");
         assert_eq!(host.processes("qemu-system"), Vec::<String>::new(), "after {moment} ms");
         assert_eq!(host.files(), clean, "after {moment} ms");

@@ -31,7 +31,7 @@ impl Guest {
         fs::write(dir.path().join("etc/ssh/ssh_host_rsa_key"), "of the image").unwrap();
         // Under systemd no signal is ignored; whatever runs the tests may have it otherwise.
         let child = Command::new("env")
-            .args(["--default-signal=INT", env!("CARGO_BIN_EXE_puter-multi"), "puter-agent", "--listen"])
+            .args(["--default-signal=INT,HUP", env!("CARGO_BIN_EXE_puter-multi"), "puter-agent", "--listen"])
             .arg(format!("unix:{}/s", dir.path().display()))
             .arg("--root")
             .arg(dir.path())

@@ -181,7 +181,8 @@ fn taps_are_made_found_again_and_removed() {
         (r#"{"vm":"db","id":1}"#, 409, "id_taken"),
         (r#"{"vm":"web","id":3}"#, 409, "vm_has_another_id"),
         (r#"{"vm":"db","id":245}"#, 507, "subnet_full"),
-        (r#"{"vm":"db","id":4294967295}"#, 507, "subnet_full"),
+        (r#"{"vm":"db","id":16777204}"#, 507, "subnet_full"),
+        (r#"{"vm":"db","id":16777205}"#, 400, "invalid_id"),
         (r#"{"vm":"Db","id":3}"#, 400, "invalid_name"),
         ("{", 400, "invalid_json"),
     ] {

@@ -101,9 +101,14 @@ impl Message {
         Message { kind, flags, body }
     }
 
+    /// How many bytes [`Message::encode`] makes.
+    pub fn length(&self) -> usize {
+        HEADER + self.body.len()
+    }
+
     /// The bytes for the kernel, with `flags` added.
     pub fn encode(&self, flags: u16, sequence: u32, out: &mut Vec<u8>) {
-        out.extend(((HEADER + self.body.len()) as u32).to_ne_bytes());
+        out.extend((self.length() as u32).to_ne_bytes());
         out.extend(self.kind.to_ne_bytes());
         out.extend((self.flags | flags | self::flags::REQUEST).to_ne_bytes());
         out.extend(sequence.to_ne_bytes());

@@ -17,6 +17,7 @@ pub use host::{Policy, install};
 pub use isolation::{isolate, separate};
 pub use verify::{generation, is_whole, unguarded};
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::message::{Attributes, Message, flags};
@@ -262,22 +263,33 @@ fn commit_long(messages: Vec<Message>) -> Result<(), Error> {
     socket.batch(&framed(messages), true)
 }
 
-/// Installs a table with sets: the first keys in the same batch, so that there is no moment without them, the rest of
-/// very many after it.
-fn commit_with_keys(
-    family: u8,
-    name: &str,
-    mut messages: Vec<Message>,
-    sets: &[(&str, Vec<Element>)],
-) -> Result<(), Error> {
-    let mut rest = Vec::new();
-    for (set, all) in sets {
-        let mut chunks = all.chunks(ELEMENTS_AT_ONCE).map(|some| elements(family, NEW_ELEMENT, name, set, some));
-        messages.extend(chunks.next());
-        rest.extend(chunks);
+/// The messages that fill sets.
+fn fill(family: u8, table: &str, sets: &BTreeMap<String, Vec<Element>>) -> Vec<Message> {
+    let of = |(set, all): (&String, &Vec<Element>)| -> Vec<Message> {
+        all.chunks(ELEMENTS_AT_ONCE).map(|some| elements(family, NEW_ELEMENT, table, set, some)).collect()
+    };
+    sets.iter().flat_map(of).collect()
+}
+
+/// As [`commit`], for what may be too much for one batch. A table that is installed so with its sets has no moment
+/// without them where there are not very many.
+fn commit_all(messages: Vec<Message>) -> Result<(), Error> {
+    batches(messages).into_iter().try_for_each(commit_long)
+}
+
+/// As much as fits in each batch, in order.
+fn batches(messages: Vec<Message>) -> Vec<Vec<Message>> {
+    let mut all = vec![Vec::new()];
+    let mut length = 0;
+    for message in messages {
+        if length + message.length() > LONGEST_BATCH / 2 {
+            all.push(Vec::new());
+            length = 0;
+        }
+        length += message.length();
+        all.last_mut().expect("there is one").push(message);
     }
-    commit(messages)?;
-    rest.into_iter().try_for_each(|message| commit(vec![message]))
+    all
 }
 
 /// Removes the tables for this bridge and its TAPs, if there are any.
@@ -346,6 +358,23 @@ mod tests {
         let mut bytes = Vec::new();
         elements(BRIDGE, NEW_ELEMENT, "puter-a-very-long-brid", ISOLATED, &all).encode(0, 1, &mut bytes);
         assert!(bytes.len() < usize::from(u16::MAX), "{}", bytes.len());
+    }
+
+    #[test]
+    fn what_is_too_much_for_one_batch_goes_in_order_and_whole() {
+        let message = |number| set(INET, "puter", ("s", number), ADDRESS, false);
+        let whole = LONGEST_BATCH / 2 / message(0).length();
+        let sent: Vec<Message> = (0..whole as u32 * 2 + 1).map(message).collect();
+        let batches = batches(sent.clone());
+        assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [whole, whole, 1]);
+        let encode = |messages: &[Message]| {
+            let mut bytes = Vec::new();
+            messages.iter().for_each(|message| message.encode(0, 1, &mut bytes));
+            bytes
+        };
+        assert_eq!(encode(&batches.concat()), encode(&sent));
+        let few = super::batches(sent[..3].to_vec());
+        assert_eq!((few.len(), few[0].len()), (1, 3));
     }
 
     #[test]

@@ -1,14 +1,13 @@
 //! Isolated members of a cluster, which are kept from all but each other: for each cluster a chain and sets of its
 //! members in the bridge's table and in the one that keeps TAPs apart. A map leads from a member to its cluster's chain.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use super::isolation::key;
 use super::rule::{Meta, NFPROTO_IPV4, NFPROTO_IPV6, Rule};
 use super::{
-    ADDRESS, ADDRESS6, Attributes, BRIDGE, DELETE_ELEMENT, DELETE_RULE, ELEMENTS_AT_ONCE, Element, Error, Guest,
-    Isolation, MAC, Message, NEW_CHAIN, NEW_ELEMENT, NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_CHAIN,
-    NFTA_RULE_TABLE, commit_long, elements, flags, header, host, rule, set, table_name,
+    ADDRESS, ADDRESS6, Attributes, BRIDGE, DELETE_RULE, Element, Guest, Isolation, MAC, Message, NEW_CHAIN,
+    NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_TABLE, flags, header, host, rule, set,
 };
 use crate::protocol::address::BRIDGE_MAC;
 
@@ -18,8 +17,8 @@ pub(super) const ADDRESSES: &str = "cluster";
 pub(super) const ADDRESSES6: &str = "cluster6";
 /// The set of members' MACs, of all clusters.
 pub(super) const MACS: &str = "cluster_macs";
-/// How many clusters share a batch.
-const CLUSTERS_AT_ONCE: usize = 16;
+/// No table has so many sets besides those of clusters.
+const FIRST_NUMBER: u32 = 100;
 
 /// What a chain or a set of one cluster is called.
 fn name(kind: &str, cluster: &str) -> String {
@@ -35,12 +34,8 @@ pub(super) fn of(guest: &Guest) -> Option<&str> {
 }
 
 /// The clusters that have isolated members.
-fn all(guests: &[Guest]) -> BTreeMap<&str, Vec<&Guest>> {
-    let mut all: BTreeMap<&str, Vec<&Guest>> = BTreeMap::new();
-    for (cluster, guest) in guests.iter().filter_map(|guest| Some((of(guest)?, guest))) {
-        all.entry(cluster).or_default().push(guest);
-    }
-    all
+fn names(guests: &[Guest]) -> BTreeSet<&str> {
+    guests.iter().filter_map(of).collect()
 }
 
 /// A cluster's chain in the table that keeps TAPs apart: what comes to a member's TAP. The last bridge on a frame's way
@@ -63,14 +58,14 @@ pub(super) fn rules(family: u8, guests: &[Guest]) -> Vec<(String, Rule)> {
         BRIDGE => bridge_rules(cluster),
         _ => host_rules(cluster),
     };
-    all(guests)
-        .into_keys()
+    names(guests)
+        .into_iter()
         .flat_map(|cluster| of(cluster).into_iter().map(move |rule| (name("cluster", cluster), rule)))
         .collect()
 }
 
 /// What is in the sets of this family for this guest.
-fn entries(family: u8, guest: &Guest) -> Vec<(String, Element)> {
+pub(super) fn entries(family: u8, guest: &Guest) -> Vec<(String, Element)> {
     let Some(cluster) = of(guest) else { return Vec::new() };
     let jump = |key: &[u8]| Element { key: key.to_vec(), chain: Some(name("cluster", cluster)) };
     let plain = |key: &[u8]| Element::of(key);
@@ -91,17 +86,8 @@ fn entries(family: u8, guest: &Guest) -> Vec<(String, Element)> {
     }
 }
 
-/// What each set of this family must hold, as far as it is of clusters.
-pub(super) fn contents<'a>(family: u8, guests: impl IntoIterator<Item = &'a Guest>) -> BTreeMap<String, Vec<Element>> {
-    let mut sets: BTreeMap<String, Vec<Element>> = BTreeMap::new();
-    for (set, element) in guests.into_iter().flat_map(|guest| entries(family, guest)) {
-        sets.entry(set).or_default().push(element);
-    }
-    sets
-}
-
-/// Makes the chain and the sets of a cluster, or leaves them as they are.
-fn messages(family: u8, table: &str, cluster: &str, number: u32) -> Vec<Message> {
+/// Makes the chain and the sets of a cluster, whose numbers in the batch begin with this one, or leaves them as they are.
+pub(super) fn messages(family: u8, table: &str, cluster: &str, number: u32) -> Vec<Message> {
     let chain = name("cluster", cluster);
     let (sets, rules) = match family {
         BRIDGE => (vec![(name("macs", cluster), MAC)], bridge_rules(cluster)),
@@ -120,34 +106,10 @@ fn messages(family: u8, table: &str, cluster: &str, number: u32) -> Vec<Message>
     messages
 }
 
-/// Makes all clusters' chains and sets in a table that has none yet.
-///
-/// # Errors
-/// The kernel's.
-pub(super) fn install(family: u8, table: &str, guests: &[Guest]) -> Result<(), Error> {
-    let all: Vec<(&str, Vec<&Guest>)> = all(guests).into_iter().collect();
-    for some in all.chunks(CLUSTERS_AT_ONCE) {
-        let mut batch = Vec::new();
-        for ((cluster, members), number) in some.iter().zip((1..).step_by(2)) {
-            batch.extend(messages(family, table, cluster, number));
-            for (set, all) in &contents(family, members.iter().copied()) {
-                batch.extend(all.chunks(ELEMENTS_AT_ONCE).map(|some| elements(family, NEW_ELEMENT, table, set, some)));
-            }
-        }
-        commit_long(batch)?;
-    }
-    Ok(())
-}
-
-/// Takes a guest out of one cluster and into another, at once.
-pub(super) fn moving(family: u8, bridge: &str, before: Option<&Guest>, after: &Guest) -> Vec<Message> {
-    let table = table_name(bridge);
-    let (out, into) = (before.map_or(Vec::new(), |guest| entries(family, guest)), entries(family, after));
-    let change =
-        |kind, (set, element): &(String, Element)| elements(family, kind, &table, set, std::slice::from_ref(element));
-    let made = of(after).map_or(Vec::new(), |cluster| messages(family, &table, cluster, 1));
-    let away = out.iter().map(|entry| change(DELETE_ELEMENT, entry));
-    made.into_iter().chain(away).chain(into.iter().map(|entry| change(NEW_ELEMENT, entry))).collect()
+/// Makes the chains and the sets of all clusters. They follow the table's own sets in the batch.
+pub(super) fn all(family: u8, table: &str, guests: &[Guest]) -> Vec<Message> {
+    let numbered = names(guests).into_iter().zip((FIRST_NUMBER..).step_by(2));
+    numbered.flat_map(|(cluster, number)| messages(family, table, cluster, number)).collect()
 }
 
 /// From a packet to the chain of its sender's cluster.

@@ -2,8 +2,8 @@
 
 use super::rule::{IPPROTO_ICMP, Meta, NFPROTO_IPV4, Rule};
 use super::{
-    ADDRESS, ADDRESS6, Attributes, Element, Error, Guest, Hook, INET, ISOLATED, ISOLATED6, Joint, Message,
-    PRIORITY_FILTER, chain, cluster, commit_with_keys, fresh_table, rule, set, table_name,
+    ADDRESS, ADDRESS6, Attributes, Error, Guest, Hook, INET, ISOLATED, ISOLATED6, Joint, Message, PRIORITY_FILTER,
+    chain, cluster, commit_all, fill, fresh_table, isolation, rule, set, table_name,
 };
 use crate::protocol::address::Subnet;
 use crate::protocol::ipv6::Network6;
@@ -147,27 +147,12 @@ pub(super) fn messages(policy: &Policy) -> Vec<Message> {
     messages
 }
 
-/// A guest's elements of the sets of isolated addresses.
-pub(super) fn entries(guest: &Guest) -> Vec<(&'static str, Element)> {
-    let six = guest.address6.map(|address| (ISOLATED6, Element::of(address.octets())));
-    let all = [(ISOLATED, Element::of(guest.address.octets()))].into_iter().chain(six);
-    all.filter(|_| guest.isolated.is_some()).collect()
-}
-
-/// What each set of the table must hold, as far as it is of no cluster.
-pub(super) fn contents(guests: &[Guest]) -> [(&'static str, Vec<Element>); 2] {
-    [ISOLATED, ISOLATED6].map(|set| {
-        let all = guests.iter().flat_map(entries).filter(|(of, _)| *of == set);
-        (set, all.map(|(_, element)| element).collect())
-    })
-}
-
 /// Puts the table for this bridge in the place of any former one, with no moment in between.
 ///
 /// # Errors
 /// The kernel's; `OPNOTSUPP` or `NOENT` where it lacks a part of nf_tables.
 pub fn install(policy: &Policy, guests: &[Guest]) -> Result<(), Error> {
     let name = table_name(&policy.bridge);
-    commit_with_keys(INET, &name, messages(policy), &contents(guests))?;
-    cluster::install(INET, &name, guests)
+    let clusters = cluster::all(INET, &name, guests);
+    commit_all([messages(policy), clusters, fill(INET, &name, &isolation::contents(INET, guests))].concat())
 }

@@ -7,12 +7,15 @@
 //!
 //! Isolated members of a cluster are kept apart from all but each other: see [`cluster`].
 
+use std::collections::BTreeMap;
+
 use rustix::io::Errno;
 
 use super::rule::{Meta, Rule};
 use super::{
-    BRIDGE, DELETE_ELEMENT, Element, Error, Guest, Hook, INET, INTERFACE, ISOLATED, Isolation, Joint, MAC, Message,
-    NEW_ELEMENT, Policy, chain, cluster, commit, commit_with_keys, elements, fresh_table, host, rule, set, table_name,
+    BRIDGE, DELETE_ELEMENT, Element, Error, Guest, Hook, INET, INTERFACE, ISOLATED, ISOLATED6, Isolation, Joint, MAC,
+    Message, NEW_ELEMENT, Policy, chain, cluster, commit, commit_all, elements, fill, fresh_table, rule, set,
+    table_name,
 };
 use crate::protocol::address::BRIDGE_MAC;
 
@@ -66,15 +69,42 @@ pub(super) fn key(tap: &str) -> Vec<u8> {
     key
 }
 
-/// What each set of this table must hold, as far as it is of no cluster.
-fn contents(joints: &[Joint], guests: &[Guest]) -> [(&'static str, Vec<Element>); 4] {
-    let alone = || guests.iter().filter(|guest| guest.isolated == Some(Isolation::Alone));
-    [
-        (ISOLATED, alone().map(|guest| Element::of(key(&guest.tap))).collect()),
-        (ISOLATED_MACS, alone().map(|guest| Element::of(guest.mac.0)).collect()),
-        (UPLINKS, joints.iter().map(|joint| Element::of(key(&joint.far))).collect()),
-        (DOWNLINKS, joints.iter().map(|joint| Element::of(key(&joint.near))).collect()),
-    ]
+/// What is in the sets of this family for this guest.
+fn entries(family: u8, guest: &Guest) -> Vec<(String, Element)> {
+    let mut own: Vec<(&str, Element)> = Vec::new();
+    match (family, &guest.isolated) {
+        (BRIDGE, Some(Isolation::Alone)) => {
+            own.extend([(ISOLATED, Element::of(key(&guest.tap))), (ISOLATED_MACS, Element::of(guest.mac.0))]);
+        }
+        (INET, Some(_)) => {
+            own.push((ISOLATED, Element::of(guest.address.octets())));
+            own.extend(guest.address6.map(|address| (ISOLATED6, Element::of(address.octets()))));
+        }
+        _ => {}
+    }
+    own.into_iter().map(|(set, element)| (set.to_owned(), element)).chain(cluster::entries(family, guest)).collect()
+}
+
+/// What each set of this family must hold of guests; those that are always there may be empty.
+pub(super) fn contents(family: u8, guests: &[Guest]) -> BTreeMap<String, Vec<Element>> {
+    let fixed = match family {
+        BRIDGE => [ISOLATED, ISOLATED_MACS, cluster::PORTS, cluster::MACS],
+        _ => [ISOLATED, ISOLATED6, cluster::ADDRESSES, cluster::ADDRESSES6],
+    };
+    let mut sets: BTreeMap<String, Vec<Element>> = fixed.map(|set| (set.to_owned(), Vec::new())).into();
+    for (set, element) in guests.iter().flat_map(|guest| entries(family, guest)) {
+        sets.entry(set).or_default().push(element);
+    }
+    sets
+}
+
+/// The same of this table, with what it must hold of further bridges.
+fn contents_with(joints: &[Joint], guests: &[Guest]) -> BTreeMap<String, Vec<Element>> {
+    let mut sets = contents(BRIDGE, guests);
+    let all = |of: fn(&Joint) -> &str| joints.iter().map(|joint| Element::of(key(of(joint)))).collect();
+    sets.insert(UPLINKS.to_owned(), all(|joint| &joint.far));
+    sets.insert(DOWNLINKS.to_owned(), all(|joint| &joint.near));
+    sets
 }
 
 /// Whether the error says that the kernel has no nftables for bridges.
@@ -88,9 +118,9 @@ pub(super) fn is_absent(error: &Error) -> bool {
 /// # Errors
 /// The kernel's.
 pub fn separate(policy: &Policy, guests: &[Guest]) -> Result<(), Error> {
-    let (name, contents) = (table_name(&policy.bridge), contents(&policy.joints, guests));
-    let made = commit_with_keys(BRIDGE, &name, messages(&name), &contents);
-    match made.and_then(|()| cluster::install(BRIDGE, &name, guests)) {
+    let name = table_name(&policy.bridge);
+    let sets = fill(BRIDGE, &name, &contents_with(&policy.joints, guests));
+    match commit_all([messages(&name), cluster::all(BRIDGE, &name, guests), sets].concat()) {
         Err(error) if guests.iter().all(|guest| guest.isolated.is_none()) && is_absent(&error) => Ok(()),
         other => other,
     }
@@ -102,22 +132,15 @@ pub fn separate(policy: &Policy, guests: &[Guest]) -> Result<(), Error> {
 /// The kernel's; `NOENT` where there are no tables, or what was before is not in them.
 pub fn isolate(bridge: &str, before: Option<&Guest>, after: &Guest) -> Result<(), Error> {
     let table = table_name(bridge);
-    let change = |family: u8, of: &dyn Fn(&Guest) -> Vec<(&'static str, Element)>| {
-        let mut messages = cluster::moving(family, bridge, before, after);
-        let each = |kind: u16, guest: &Guest| {
-            of(guest).into_iter().map(move |(set, element)| (kind, set, element)).collect::<Vec<_>>()
-        };
-        let all =
-            before.map_or(Vec::new(), |guest| each(DELETE_ELEMENT, guest)).into_iter().chain(each(NEW_ELEMENT, after));
-        messages.extend(all.map(|(kind, set, element)| elements(family, kind, &table, set, &[element])));
+    let change = |family: u8| {
+        let one = |kind, (set, element): (String, Element)| elements(family, kind, &table, &set, &[element]);
+        let mut messages = cluster::of(after).map_or(Vec::new(), |name| cluster::messages(family, &table, name, 1));
+        messages.extend(before.into_iter().flat_map(|guest| entries(family, guest)).map(|e| one(DELETE_ELEMENT, e)));
+        messages.extend(entries(family, after).into_iter().map(|entry| one(NEW_ELEMENT, entry)));
         if messages.is_empty() { Ok(()) } else { commit(messages) }
     };
-    change(INET, &host::entries)?;
-    match change(BRIDGE, &|guest| {
-        let alone = guest.isolated == Some(Isolation::Alone);
-        let all = [(ISOLATED, Element::of(key(&guest.tap))), (ISOLATED_MACS, Element::of(guest.mac.0))];
-        all.into_iter().filter(|_| alone).collect()
-    }) {
+    change(INET)?;
+    match change(BRIDGE) {
         Err(error) if after.isolated.is_none() && is_absent(&error) => Ok(()),
         other => other,
     }
@@ -125,17 +148,8 @@ pub fn isolate(bridge: &str, before: Option<&Guest>, after: &Guest) -> Result<()
 
 /// The elements that each set must hold, by family.
 pub(super) fn expected(policy: &Policy, guests: &[Guest]) -> Vec<(u8, String, Vec<Element>)> {
-    let mut all = Vec::new();
-    let mut add = |family: u8, sets: &[(&str, Vec<Element>)], maps: &[&str]| {
-        let mut clusters = cluster::contents(family, guests);
-        // One of them may have to be empty.
-        for map in maps {
-            clusters.entry((*map).into()).or_default();
-        }
-        all.extend(sets.iter().map(|(set, elements)| (family, (*set).to_owned(), elements.clone())));
-        all.extend(clusters.into_iter().map(|(set, elements)| (family, set, elements)));
+    let of = |family: u8, sets: BTreeMap<String, Vec<Element>>| {
+        sets.into_iter().map(move |(set, elements)| (family, set, elements))
     };
-    add(INET, &host::contents(guests), &[cluster::ADDRESSES, cluster::ADDRESSES6]);
-    add(BRIDGE, &contents(&policy.joints, guests), &[cluster::PORTS, cluster::MACS]);
-    all
+    of(INET, contents(INET, guests)).chain(of(BRIDGE, contents_with(&policy.joints, guests))).collect()
 }

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use argh::{ArgsInfo, FromArgs};
+use serde::Serialize;
 use serde_json::json;
 
 use super::{each, misused, output, with_context};
@@ -96,21 +97,34 @@ fn line(home: &Home, taken: &Taken) -> String {
 
 impl SnapshotDelete {
     pub fn run(self) -> Result<()> {
-        if self.snapshots.is_empty() {
-            return Err(misused("no snapshot is named", "`puter snapshots` shows them: VM@SNAPSHOT"));
-        }
-        let home = Home::from_env()?;
-        let deleted = each(&self.snapshots, |text| {
+        delete_each(&self.snapshots, "`puter snapshots` shows them: VM@SNAPSHOT", self.json, |home, text| {
             let reference: Reference = text.parse().map_err(|why: String| anyhow::anyhow!(why))?;
-            let origin = snapshots::delete(&home, &reference)?;
-            if !self.json {
-                output::print(&format!("{origin} deleted"));
-            }
-            Ok(origin)
-        })?;
-        if self.json {
-            output::print_json(&deleted)?;
+            let origin = snapshots::delete(home, &reference)?;
+            Ok((origin.to_string(), origin))
+        })
+    }
+}
+
+/// Deletes each of the snapshots that are named so. `delete` gives what the deleted one is called, and what it is in JSON.
+pub fn delete_each<T: Serialize + Send>(
+    named: &[String],
+    hint: &str,
+    json: bool,
+    delete: impl Fn(&Home, &str) -> Result<(String, T)> + Sync,
+) -> Result<()> {
+    if named.is_empty() {
+        return Err(misused("no snapshot is named", hint));
+    }
+    let home = Home::from_env()?;
+    let deleted = each(named, |text| {
+        let (name, shown) = delete(&home, text)?;
+        if !json {
+            output::print(&format!("{name} deleted"));
         }
-        Ok(())
+        Ok(shown)
+    })?;
+    match json {
+        true => output::print_json(&deleted),
+        false => Ok(()),
     }
 }

@@ -5,7 +5,8 @@ use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
 
 use super::super::output::{self, show_seconds};
-use super::super::{each, info, misused, with_context};
+use super::super::snapshot::delete_each;
+use super::super::{info, with_context};
 use super::{as_json, conclude, tell_restored};
 use crate::vm::cluster::{self, Cut, CutName, Outcome};
 use crate::vm::home::Home;
@@ -111,22 +112,11 @@ impl Snapshot {
 
 impl SnapshotDelete {
     pub fn run(self) -> Result<()> {
-        if self.snapshots.is_empty() {
-            return Err(misused("no snapshot is named", "puter cluster snapshot delete NAME@SNAPSHOT"));
-        }
-        let home = Home::from_env()?;
-        let deleted = each(&self.snapshots, |text| {
+        delete_each(&self.snapshots, "puter cluster snapshot delete NAME@SNAPSHOT", self.json, |home, text| {
             let name: CutName = text.parse().map_err(|why: String| anyhow!(why))?;
-            let cut = cluster::delete_cut(&home, &name)?;
-            if !self.json {
-                output::print(&format!("{name} deleted"));
-            }
-            Ok(shown(&name.cluster, &cut))
-        })?;
-        match self.json {
-            true => output::print_json(&deleted),
-            false => Ok(()),
-        }
+            let cut = cluster::delete_cut(home, &name)?;
+            Ok((name.to_string(), shown(&name.cluster, &cut)))
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::hypervisor::arguments::{DiskFormat, Machine, Serial};
+use crate::hypervisor::client::VSOCK_DEVICE;
 
 /// Each device has its own place on the PCI bus, so that a restored machine finds it where it was.
 const FIRST_DISK: usize = 0x10;
@@ -25,7 +26,7 @@ pub struct Surroundings<'a> {
 
 /// The vsock device, on QEMU's command line and where it is plugged in again.
 pub fn vsock_device() -> String {
-    format!("vhost-user-vsock-pci,chardev=vsock,id=vsock-0,addr={VSOCK:#x}")
+    format!("vhost-user-vsock-pci,chardev=vsock,id={VSOCK_DEVICE},addr={VSOCK:#x}")
 }
 
 /// A device of the command line as the arguments of QMP's `device_add`.

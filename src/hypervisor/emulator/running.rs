@@ -269,7 +269,7 @@ fn wait_for_driver(qmp: &Qmp, program: u32, pause: Duration) {
             Err(_) => return,
         }
     }
-    let path = json!({ "path": "/machine/peripheral/vsock-0/virtio-backend" });
+    let path = json!({ "path": format!("/machine/peripheral/{VSOCK_DEVICE}/virtio-backend") });
     let has_driver = |status: Value| status["status"].to_string().contains("DRIVER_OK");
     while let Ok(status) = qmp.run("x-query-virtio-status", path.clone()) {
         if has_driver(status) {

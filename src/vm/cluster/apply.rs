@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 
-use super::delete::{all, check};
+use super::delete::{all, check, stop_and_remove};
 use super::model::{Cluster, Member, Role, in_role};
 use super::plan::{Action, Defaults, Found, Plan, Planned, plan, said};
 use super::run::{Began, Tell, check_names, in_waves, options, start_member, stop_member};
@@ -147,18 +147,11 @@ fn check_images(context: &Context, wanted: &Cluster, plan: &Plan) -> Result<()> 
     Ok(())
 }
 
-fn remove(context: &Context, member: &Member, timeout: Duration) -> Result<()> {
-    stop_member(context, member, timeout, false)?;
-    lifecycle::delete(context, &member.vm, false, false)?;
-    reach("cluster: member removed");
-    Ok(())
-}
-
 fn delete(context: &Context, plan: &Plan, timeout: Duration, tell: Tell<'_, Applied>) -> Vec<Outcome<Applied>> {
     let surplus = plan.members.iter().filter(|one| one.action == Action::Delete);
     let surplus: Vec<Member> = surplus.map(|one| one.member.clone()).collect();
     let work = |member: &Member| {
-        remove(context, member, timeout)?;
+        stop_and_remove(context, member, timeout)?;
         Ok(Applied { action: Action::Delete, began: None })
     };
     for_each(context.observer, &surplus, AT_ONCE, work, tell)
@@ -216,7 +209,7 @@ fn take_back(context: &Context, plan: &Plan, tell: Tell<'_, Applied>) -> Vec<Out
 fn bring(context: &Context, planned: &Planned, role: &Role, timeout: Duration) -> Result<Applied> {
     let (member, action) = (&planned.member, planned.action);
     match action {
-        Action::Recreate => remove(context, member, timeout)?,
+        Action::Recreate => stop_and_remove(context, member, timeout)?,
         Action::Change => {
             if planned.restart {
                 stop_member(context, member, timeout, false)?;

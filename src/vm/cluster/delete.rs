@@ -121,12 +121,20 @@ fn remove(
     with_snapshots: bool,
     tell: Tell<'_, ()>,
 ) -> Vec<Outcome<()>> {
-    let work = |member: &Member| {
-        lifecycle::delete(context, &member.vm, force, with_snapshots)?;
-        reach("cluster: member removed");
-        Ok(())
-    };
+    let work = |member: &Member| remove_member(context, member, force, with_snapshots);
     for_each(context.observer, members, AT_ONCE, work, tell)
+}
+
+fn remove_member(context: &Context, member: &Member, force: bool, with_snapshots: bool) -> Result<()> {
+    lifecycle::delete(context, &member.vm, force, with_snapshots)?;
+    reach("cluster: member removed");
+    Ok(())
+}
+
+/// Removes a member that may run.
+pub(super) fn stop_and_remove(context: &Context, member: &Member, timeout: Duration) -> Result<()> {
+    stop_member(context, member, timeout, false)?;
+    remove_member(context, member, false, false)
 }
 
 /// What a change of size came to.
@@ -175,12 +183,7 @@ pub fn scale(
         surplus.retain(|member| too_many.contains(member) || beyond(member));
         if !surplus.is_empty() {
             check(home, &surplus, true, false, "")?;
-            let work = |member: &Member| -> Result<()> {
-                stop_member(context, member, timeout, false)?;
-                lifecycle::delete(context, &member.vm, false, false)?;
-                reach("cluster: member removed");
-                Ok(())
-            };
+            let work = |member: &Member| stop_and_remove(context, member, timeout);
             scaled.removed = for_each(context.observer, &surplus, AT_ONCE, work, tell.1);
         }
         // The record names all that there are, whatever became of the others.

@@ -77,6 +77,11 @@ pub struct Member {
     pub cluster: String,
 }
 
+/// A member's name in its cluster.
+fn member_name(role: &str, number: u32) -> String {
+    format!("{role}{number}")
+}
+
 /// The name of a member's VM.
 pub(super) fn vm_name(cluster: &str, member: &str) -> String {
     format!("{cluster}-{member}")
@@ -84,7 +89,7 @@ pub(super) fn vm_name(cluster: &str, member: &str) -> String {
 
 impl Member {
     fn new(cluster: &str, role: &str, number: u32) -> Member {
-        let member = format!("{role}{number}");
+        let member = member_name(role, number);
         Member { vm: vm_name(cluster, &member), member, role: role.into(), number, cluster: cluster.into() }
     }
 
@@ -97,7 +102,7 @@ impl Member {
 impl Role {
     /// Its members' names in the cluster.
     pub fn member_names(&self) -> impl Iterator<Item = String> {
-        (1..=self.count).map(|number| format!("{}{number}", self.name))
+        (1..=self.count).map(|number| member_name(&self.name, number))
     }
 }
 

@@ -239,8 +239,7 @@ fn settings(planned: &mut Planned, vm: &Vm, role: &Role, said: Option<&Role>, de
     let isolate = wish(&role.isolate, said.map(|said| &said.isolate), || Some(defaults.isolate));
     planned.options.isolate = isolate.filter(|isolate| *isolate != vm.isolate);
     if let Some(isolate) = planned.options.isolate {
-        let word = |isolate| if isolate { "yes" } else { "no" }.to_string();
-        note("isolate", word(vm.isolate), word(isolate), Takes::Nothing);
+        note("isolate", yes_or_no(vm.isolate), yes_or_no(isolate), Takes::Nothing);
     }
 }
 
@@ -248,6 +247,10 @@ fn settings(planned: &mut Planned, vm: &Vm, role: &Role, said: Option<&Role>, de
 fn exact(size: u64, other: u64) -> String {
     let rounded = !size.is_multiple_of(1 << 20) || show_size(size) == show_size(other);
     if rounded { size.to_string() } else { show_size(size) }
+}
+
+fn yes_or_no(answer: bool) -> String {
+    if answer { "yes" } else { "no" }.into()
 }
 
 fn ports(planned: &mut Planned, vm: &Vm, role: &Role, said: Option<&Role>) {
@@ -289,7 +292,6 @@ fn of_roles(record: &Cluster, wanted: &Cluster, members: &[Planned]) -> Vec<Role
         let number = |number: Option<u32>| number.map(|number| number.to_string());
         let list = |words: Vec<String>| Some(words.join(", ")).filter(|words| !words.is_empty());
         let ports = |role: &Role| list(role.publish.iter().map(Forward::to_string).collect());
-        let word = |isolate: Option<bool>| isolate.map(|isolate| if isolate { "yes" } else { "no" }.to_string());
         if !of_it().any(|one| matches!(one.action, Action::Create | Action::Delete)) {
             note("count", number(Some(former.count)), number(Some(role.count)));
         }
@@ -300,7 +302,7 @@ fn of_roles(record: &Cluster, wanted: &Cluster, members: &[Planned]) -> Vec<Role
             note(setting, of(from, to), of(to, from));
         }
         note("publish", ports(former), ports(role));
-        note("isolate", word(former.isolate), word(role.isolate));
+        note("isolate", former.isolate.map(yes_or_no), role.isolate.map(yes_or_no));
         note("after", list(former.after.clone()), list(role.after.clone()));
         if former.run != role.run {
             all.push(change(&role.name, "run", None, None));

@@ -355,6 +355,9 @@ pub fn origin_of(home: &Home, disk: &Path) -> Option<Origin> {
     Some(Origin { vm: vm.into(), id: id.into() })
 }
 
+/// The way out where a snapshot is needed.
+const NEEDED: &str = "delete those first, or make a VM stand alone: puter clone --flatten";
+
 /// Deletes a snapshot that nobody needs.
 ///
 /// # Errors
@@ -390,28 +393,28 @@ pub fn delete_together(home: &Home, origins: &[Origin]) -> Result<()> {
     vms.dedup();
     let _locks: Vec<Lock> = vms.into_iter().map(|vm| hold(home, vm)).collect::<Result<_>>()?;
     let users = users(home)?;
-    let needed = there.iter().filter_map(|origin| {
-        let names: Vec<String> = users.get(origin)?.iter().map(ToString::to_string).collect();
-        Some(format!("{origin} by {}", names.join(", ")))
-    });
+    let needed = there.iter().filter_map(|origin| Some(format!("{origin} by {}", named(users.get(origin)?))));
     let needed: Vec<String> = needed.collect();
     if !needed.is_empty() {
-        return Err(anyhow!("parts of it are needed: {}", needed.join("; ")))
-            .hint("delete those first, or make a VM stand alone: puter clone --flatten");
+        return Err(anyhow!("parts of it are needed: {}", needed.join("; "))).hint(NEEDED);
     }
-    for origin in there.into_iter().filter(|origin| directory(home, origin).is_dir()) {
-        remove(home, origin)?;
-    }
-    Ok(())
+    there.into_iter().filter(|origin| directory(home, origin).is_dir()).try_for_each(|origin| take_away(home, origin))
 }
 
 /// Removes it where nobody needs it. The caller holds the snapshots of the VM.
 fn remove(home: &Home, origin: &Origin) -> Result<()> {
     if let Some(users) = users(home)?.remove(origin) {
-        let names: Vec<String> = users.iter().map(ToString::to_string).collect();
-        return Err(anyhow!("the snapshot {origin} is needed by {}", names.join(", ")))
-            .hint("delete those first, or make a VM stand alone: puter clone --flatten");
+        return Err(anyhow!("the snapshot {origin} is needed by {}", named(&users))).hint(NEEDED);
     }
+    take_away(home, origin)
+}
+
+fn named(users: &[User]) -> String {
+    users.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Removes one that nobody needs. The caller holds the snapshots of the VM.
+fn take_away(home: &Home, origin: &Origin) -> Result<()> {
     let path = directory(home, origin);
     // Out of sight at once: who is killed midway leaves no half snapshot.
     let doomed = home.snapshots_of(&origin.vm).join(format!(".{}.tmp", origin.id));

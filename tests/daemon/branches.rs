@@ -38,9 +38,12 @@ fn masters(lab: &Lab, ids: std::ops::RangeInclusive<u32>) -> Vec<String> {
     ids.map(|id| master(lab, &format!("pt-t{id}"))).collect()
 }
 
-/// All interfaces, with what they are ports of.
+/// All interfaces, with what they are ports of. The kernel learns of a carrier in its own time.
 fn links(lab: &Lab) -> String {
-    lab.host("ip -o link | sed 's/^[0-9]*: //; s/ link.*//; s/ mode.*//; s/ qdisc [a-z]*//; s/state [A-Z]*//' | sort")
+    lab.host(
+        "ip -o link | sed 's/^[0-9]*: //; s/ link.*//; s/ mode.*//; s/ qdisc [a-z]*//; s/state [A-Z]*//; \
+         s/NO-CARRIER,//' | sort",
+    )
 }
 
 /// A Linux machine on this bridge with the MAC of this id, without an address.
@@ -64,7 +67,12 @@ fn lease(lab: &Lab, guest: &Process) -> String {
         "#!/bin/sh\n[ $1 = bound ] && ip addr replace $ip/$mask dev eth0 && ip route replace default via $router\n";
     std::fs::write(&script, body).unwrap();
     lab.host(&format!("chmod 755 {}", script.display()));
-    lab.run(guest, &format!("busybox udhcpc -f -q -n -i eth0 -s {} -t 10 -T 1 2>&1", script.display()));
+    let ask = format!("busybox udhcpc -f -q -n -i eth0 -s {} -t 10 -T 1 2>&1", script.display());
+    let (said, well) = lab.attempt(guest, &ask);
+    if !well {
+        let host = lab.host("ip -s -d link; bridge -d link; bridge fdb; ip addr; ss -anup; nft list ruleset");
+        panic!("no lease: {said}\n{host}\n{}", lab.run(guest, "ip -s -d link; ip addr; ip neigh"));
+    }
     let shown = lab.run(guest, "ip -4 -o addr show dev eth0");
     shown.split("inet ").nth(1).unwrap().split('/').next().unwrap().to_owned()
 }
@@ -104,7 +112,9 @@ fn vms_on_all_bridges_are_one_network() {
         });
         assert_eq!(name, dns::found("10.0.0.16"));
         let own6 = format!("fd00:1:2:3:5054:ff:fe00:{:x}/64", id + 10);
-        wait("a router advertisement comes", || lab.run(guest, "ip -6 -o addr show dev eth0").contains(&own6));
+        wait("a router advertisement comes, and nobody else has the address", || {
+            lab.run(guest, "ip -6 -o addr show dev eth0 -tentative").contains(&own6)
+        });
     }
     // Where br_netfilter is loaded, and where it shows the bridges' own frames to other tables.
     for value in [0, 1] {

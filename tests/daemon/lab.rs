@@ -265,6 +265,15 @@ pub struct Daemon {
     pub log: String,
 }
 
+impl Drop for Daemon {
+    /// A test that fails shows what puterd said.
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("puterd: {}{}", self.log, self.said().join("\n"));
+        }
+    }
+}
+
 impl Daemon {
     pub fn start(command: &mut Command) -> Daemon {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();

@@ -42,7 +42,7 @@ fn masters(lab: &Lab, ids: std::ops::RangeInclusive<u32>) -> Vec<String> {
 fn links(lab: &Lab) -> String {
     lab.host(
         "ip -o link | sed 's/^[0-9]*: //; s/ link.*//; s/ mode.*//; s/ qdisc [a-z]*//; s/state [A-Z]*//; \
-         s/NO-CARRIER,//' | sort",
+         s/NO-CARRIER,//; s/,LOWER_UP//' | sort",
     )
 }
 
@@ -67,7 +67,7 @@ fn lease(lab: &Lab, guest: &Process) -> String {
         "#!/bin/sh\n[ $1 = bound ] && ip addr replace $ip/$mask dev eth0 && ip route replace default via $router\n";
     std::fs::write(&script, body).unwrap();
     lab.host(&format!("chmod 755 {}", script.display()));
-    let ask = format!("busybox udhcpc -f -q -n -i eth0 -s {} -t 10 -T 1 2>&1", script.display());
+    let ask = format!("busybox udhcpc -f -q -n -i eth0 -s {} -t 25 -T 1 2>&1", script.display());
     let (said, well) = lab.attempt(guest, &ask);
     if !well {
         let host = lab.host("ip -s -d link; bridge -d link; bridge fdb; ip addr; ss -anup; nft list ruleset");

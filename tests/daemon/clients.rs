@@ -89,9 +89,10 @@ fn network_manager_gets_its_address() {
     lab.json::<Tap>("POST", "/v1/taps", r#"{"vm":"web","id":1}"#);
     let holder = client(&lab, "c1", MAC);
     let root = std::env::var("PUTER_TEST_NETWORK_MANAGER").expect("PUTER_TEST_NETWORK_MANAGER is set by xtask");
-    // As in an initrd, where there is no system bus: it configures what the kernel's command line asks for, and ends.
+    // As in an initrd, where there is no system bus: it configures what the kernel's command line asks for, and ends. A
+    // link that is up may have an address of a router advertisement by then, and would be left as it is.
     let script = format!(
-        "mkdir -p /run/NetworkManager; mount -t tmpfs none /var/lib; mkdir /var/lib/NetworkManager; \
+        "ip link set eth0 down; mkdir -p /run/NetworkManager; mount -t tmpfs none /var/lib; mkdir /var/lib/NetworkManager; \
          printf '[main]\\ndhcp=internal\\nplugins=keyfile\\n' >/run/nm.conf; \
          {root}/usr/lib/NetworkManager/nm-initrd-generator -- ip=eth0:dhcp; \
          {root}/usr/sbin/NetworkManager --debug --log-level=DEBUG --config /run/nm.conf --configure-and-quit=initrd 2>&1"

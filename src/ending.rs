@@ -30,9 +30,27 @@ fn parse_stat(stat: &str) -> Option<u64> {
     }
 }
 
+/// SIGKILL in a mask of signals (signal(7)).
+const KILL: u64 = 1 << 8;
+/// The kernel's mark of a thread that ends (PF_EXITING, linux/sched.h).
+const EXITING: u64 = 4;
+
+/// Whether these files of a process's main thread tell that it was shot, though on a busy host it may not have run since
+/// (proc_pid_status(5), SigPnd; proc_pid_stat(5), field 9).
+fn is_shot(status: &str, stat: &str) -> bool {
+    let pending = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigPnd:")?.trim(), 16).ok());
+    let rest = stat.rfind(')').and_then(|at| stat.get(at + 1..)).unwrap_or_default();
+    let marks = rest.split_ascii_whitespace().nth(6).and_then(|marks| marks.parse::<u64>().ok());
+    pending.is_some_and(|pending| pending & KILL != 0) || marks.is_some_and(|marks| marks & EXITING != 0)
+}
+
 /// Whether a process has been shot and is still there (proc(5): no command line is left, and there is more than a zombie).
 pub fn is_ending(pid: u32) -> bool {
     let proc = Path::new("/proc").join(pid.to_string());
+    let read = |name: &str| fs::read_to_string(proc.join(name)).unwrap_or_default();
+    if start_time(pid).is_some() && is_shot(&read("status"), &read("stat")) {
+        return true;
+    }
     let without_memory = fs::read(proc.join("cmdline")).is_ok_and(|line| line.is_empty());
     let threads = fs::read_dir(proc.join("task")).map_or(0, Iterator::count);
     without_memory && (threads > 1 || threads == 1 && start_time(pid).is_some())
@@ -69,6 +87,18 @@ mod tests {
         for bad in ["", "7 (a", "7 (a) S", ")", "7 (a) S 1 2"] {
             assert_eq!(parse_stat(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn who_was_shot_is_known_before_it_has_run_again() {
+        let stat = |marks: &str| format!("7 (a) b) R 1 2 3 4 5 {marks} 0 0");
+        for (pending, marks, shot) in
+            [("0", "4194560", false), ("100", "4194560", true), ("0", "4194564", true), ("4000", "64", false)]
+        {
+            let status = format!("Name:\ta\nSigPnd:\t{pending:0>16}\nShdPnd:\t0000000000000100\n");
+            assert_eq!(is_shot(&status, &stat(marks)), shot, "{pending} {marks}");
+        }
+        assert!(!is_shot("", "") && !is_shot("SigPnd:\tx\n", "7 (a"));
     }
 
     #[test]

@@ -57,7 +57,9 @@ pub fn checks(status: Option<&Status>, settings: &Settings) -> Vec<Check> {
 
 /// puterd sees all of nftables.
 fn by_status(status: &Status, signs: Signs) -> Vec<Check> {
-    let mut checks: Vec<Check> = status.firewalls.iter().map(|firewall| chain(firewall, &status.bridge)).collect();
+    let further = status.further.iter().map(|bridge| bridge.name.as_str());
+    let bridges: Vec<&str> = [status.bridge.as_str()].into_iter().chain(further).collect();
+    let mut checks: Vec<Check> = status.firewalls.iter().map(|firewall| chain(firewall, &bridges)).collect();
     let sees = |table: &str| status.firewalls.iter().any(|firewall| firewall.table == table);
     // What filters packets in the old way is seen by root alone, and no rule of nftables lets them pass there.
     let legacy = "its rules are not in nftables, so puterd neither sees them nor adds to them";
@@ -125,8 +127,15 @@ fn ipv6(status: &Status, setting: Ipv6, routes: &str, disabled: bool) -> Option<
     Some(advice("ipv6", format!("the host has a default route by IPv6, and {why}"), mend).by_command())
 }
 
-/// One chain of somebody else, and what lets VMs pass it.
-fn chain(firewall: &Firewall, bridge: &str) -> Check {
+/// The command that gives bridges to firewalld's trusted zone.
+fn firewalld(bridges: &[&str]) -> String {
+    let all: Vec<String> = bridges.iter().map(|bridge| format!("--add-interface={}", quoted(bridge))).collect();
+    FIREWALLD.replace("--add-interface=puter0", &all.join(" "))
+}
+
+/// One chain of somebody else, and what lets VMs pass it. Where the host shows bridged packets to its firewalls, those on
+/// further bridges come with that bridge's name.
+fn chain(firewall: &Firewall, bridges: &[&str]) -> Check {
     let Firewall { family, table, chain, .. } = firewall;
     let how = if firewall.by_policy { "by its policy" } else { "by its last rule" };
     let drops = format!("nftables' {family} {table} {chain} drops what it does not know ({how})");
@@ -138,11 +147,16 @@ fn chain(firewall: &Firewall, bridge: &str) -> Check {
         "input" => "VMs may get no address and no names",
         _ => "VMs do not reach the internet",
     };
-    let names = [table.as_str(), chain.as_str(), bridge].map(quoted);
+    let set = match bridges {
+        [one] => (*one).to_owned(),
+        all => format!("{{ {} }}", all.join(", ")),
+    };
+    let names = [table.as_str(), chain.as_str(), &set].map(quoted);
     let [table, chain, bridge] = &names;
-    let mend = match (table.as_str(), firewall.hook.as_str()) {
-        ("firewalld", _) => FIREWALLD.replace("puter0", bridge),
-        (_, "input") => format!("sudo nft insert rule {family} {table} {chain} iifname {bridge} accept"),
+    let is_firewalld = table == "firewalld";
+    let mend = match firewall.hook.as_str() {
+        _ if is_firewalld => firewalld(bridges),
+        "input" => format!("sudo nft insert rule {family} {table} {chain} iifname {bridge} accept"),
         // A policy leaves room at the end, where the owner's own rules come first; a last rule does not.
         _ => {
             let verb = if firewall.by_policy { "add" } else { "insert" };
@@ -151,7 +165,7 @@ fn chain(firewall: &Firewall, bridge: &str) -> Check {
         }
     };
     let lasting = "the command holds until that firewall is loaded anew";
-    let note = if mend == FIREWALLD.replace("puter0", bridge) { String::new() } else { format!("; {lasting}") };
+    let note = if is_firewalld { String::new() } else { format!("; {lasting}") };
     advice("firewall", format!("{drops}: {what}{note}"), mend).by_command()
 }
 
@@ -175,6 +189,7 @@ fn without_puterd(signs: Signs) -> Vec<Check> {
 mod tests {
     use super::*;
     use crate::protocol::address::Subnet;
+    use crate::protocol::daemon::FurtherBridge;
     use crate::vm::doctor::State;
 
     fn firewall(family: &str, table: &str, chain: &str, hook: &str) -> Firewall {
@@ -222,6 +237,12 @@ mod tests {
         assert_eq!(mends[1], both("insert"));
         assert_eq!(mends[2], "sudo nft insert rule inet own 'in put' iifname puter0 accept");
         assert_eq!(mends[3], FIREWALLD);
+        let all = vec![firewall("inet", "own", "forward", "forward"), firewall("inet", "firewalld", "x", "forward")];
+        let further = vec![FurtherBridge { name: "puter0-1".to_owned(), ports: 3 }];
+        let wide = by_status(&Status { further, ..status(all, &[]) }, Signs::default());
+        let rule = "sudo nft add rule inet own forward iifname '{ puter0, puter0-1 }' accept";
+        assert!(wide[0].mend.as_deref().unwrap().starts_with(rule), "{wide:?}");
+        assert!(wide[1].mend.as_deref().unwrap().contains(" --add-interface=puter0 --add-interface=puter0-1 "));
         assert!(checks.iter().all(|check| check.state == State::Advice && check.is_command), "{checks:?}");
         assert!(checks[0].found.starts_with("nftables' inet own forward drops"), "{checks:?}");
     }

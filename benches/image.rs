@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use puter::disk::qcow2::{self, Format};
 use puter::image::{PullOptions, Reference, Store};
 use xtask::large_image::TAGS;
+use xtask::report::Figure;
 use xtask::world::World;
 use xtask::{registry, shell};
 
@@ -202,7 +203,15 @@ fn measure() -> Result<()> {
     };
     println!("\nputer against the tools: {}", ratio(first, tools));
     println!("second image against the first: {}", ratio(second, first));
-    println!("highest resident memory: {:.1} MiB", median(peaks));
+    let peak = median(peaks);
+    println!("highest resident memory: {peak:.1} MiB");
+    let figure = |what: &str, value, unit: &str| Figure::new("image", what, value, unit);
+    let peers = "skopeo, umoci, mke2fs, qemu-img";
+    figure("from a registry to a disk", first.seconds, "s").against(peers, tools.seconds).goal(0.33).tell();
+    figure("processor time for it", first.busy, "s").against(peers, tools.busy).tell();
+    figure("written for it", first.written, "MiB").against(peers, tools.written).goal(0.25).tell();
+    figure("another last layer", second.seconds, "s").against("the whole image", first.seconds).tell();
+    figure("highest resident", peak, "MiB").tell();
     overlays(&bench)
 }
 
@@ -223,5 +232,6 @@ fn overlays(bench: &Bench) -> Result<()> {
     let (own, peer) = (typical(&own).seconds * 1e3, typical(&peer).seconds * 1e3);
     ensure!(peer > 0.0, "qemu-img took no time");
     println!("\nan overlay: puter {own:.3} ms, qemu-img {peer:.3} ms: {:.3}", own / peer);
+    Figure::new("image", "an overlay", own, "ms").against("qemu-img", peer).goal(0.1).tell();
     Ok(())
 }

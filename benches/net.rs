@@ -19,6 +19,7 @@ use std::time::Instant;
 
 use puter::net::tap;
 use puter::protocol::address::{Mac, Subnet};
+use xtask::report::Figure;
 
 use lab::{Daemon, Lab, Process, UID, wait};
 
@@ -271,6 +272,19 @@ fn main() {
         "memory, puterd / dnsmasq:         {:.2} (goal: below 1, and below 6 MiB)",
         puterd.memory() / dnsmasq.memory()
     );
+    let figure = |what: &str, value, unit: &str| Figure::new("net", what, value, unit);
+    for figure in [
+        figure("DHCP exchanges", puterd.rate(), "/s").more().against("dnsmasq", dnsmasq.rate()).goal(2.0),
+        figure("DHCP exchanges", puterd.rate(), "/s").more().against("Kea", kea.rate()).goal(2.0),
+        figure("DNS answers", puterd.answers(), "/s").more().against("dnsmasq", dnsmasq.answers()),
+        figure("a TAP made and removed", ours, "ms").against("ip and nft", theirs).goal(0.25),
+        figure(&format!("resident with {MACHINES} leases"), puterd.memory(), "MiB")
+            .against("dnsmasq", dnsmasq.memory())
+            .goal(1.0),
+        figure(&format!("a TAP beside {MANY} others"), scale.last, "ms").against("the first", scale.first),
+    ] {
+        figure.tell();
+    }
 }
 
 fn median(values: impl IntoIterator<Item = f64>) -> f64 {

@@ -1,6 +1,7 @@
 //! The parts of `cargo xtask`, shared with the end-to-end tests: Debian packages, the build, and a [`world`] of network
 //! namespaces in which an unprivileged user runs puter.
 
+pub mod bench;
 pub mod build;
 pub mod demo;
 pub mod fuzz;
@@ -9,6 +10,7 @@ pub mod large_image;
 pub mod package;
 pub mod packages;
 pub mod registry;
+pub mod report;
 pub mod shell;
 pub mod small_guest;
 pub mod suite;

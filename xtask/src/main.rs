@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use argh::FromArgs;
 use xtask::package::{self, Source};
-use xtask::{build, demo, fuzz, packages, suite};
+use xtask::{bench, build, demo, fuzz, packages, suite};
 
 /// What a developer of puter runs more than once. Each command installs what it needs.
 #[derive(FromArgs)]
@@ -55,13 +55,13 @@ struct Test {
     filter: Option<String>,
 }
 
-/// Measure puter against its peers, in one run on this machine.
+/// Measure puter against its peers, in one run on this machine. The report is target/bench/report.md, with a plot.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "bench")]
 struct Bench {
-    /// what to measure: clone, image or net
+    /// what to measure: cli, net, image or clone (default: each in turn)
     #[argh(positional)]
-    what: String,
+    what: Option<String>,
 }
 
 /// Throw damaged bytes at what reads a guest's, the network's and the kernel's.
@@ -115,7 +115,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Demo(_) => demo::run(),
         Command::Test(test) => suite::run(test.filter.as_deref()),
-        Command::Bench(bench) => suite::bench(&bench.what),
+        Command::Bench(bench) => bench::run(bench.what.as_deref()),
         Command::Package(options) => make_package(&options.what, options.executable),
         Command::Fuzz(options) => fuzz::run(options.target.as_deref(), options.seconds),
     }

@@ -66,6 +66,10 @@ pub const TEST: &[&str] = &[
 /// For the benchmark of images: its peers.
 pub const BENCH_IMAGE: &[&str] = &["qemu-utils"];
 
+/// For the benchmarks of the command line and of clones: their peers, and who counts instructions.
+pub const BENCH_CLI: &[&str] =
+    &["libvirt-clients", "libvirt-daemon", "libvirt-daemon-driver-qemu", "qemu-guest-agent", "valgrind"];
+
 /// For the benchmark of the network: its peers, and namespaces.
 pub const BENCH_NET: &[&str] = &["dnsmasq-base", "kea-dhcp4-server", "iproute2", "nftables", "util-linux"];
 

@@ -59,44 +59,13 @@ pub fn run(filter: Option<&str>) -> Result<()> {
 }
 
 /// Lets cargo run what it builds through sudo where this process is not root's.
-fn as_root(cargo: &mut Command) -> Result<()> {
+pub(crate) fn as_root(cargo: &mut Command) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         let target = crate::shell::output(Command::new("rustc").args(["--print", "host-tuple"]))?;
         let variable = format!("CARGO_TARGET_{}_RUNNER", target.to_ascii_uppercase().replace('-', "_"));
         cargo.env(variable, "sudo --preserve-env");
     }
     Ok(())
-}
-
-/// Runs one of the benchmarks in benches/.
-///
-/// # Errors
-/// When there is none of this name, what it needs cannot be had, or it fails.
-pub fn bench(what: &str) -> Result<()> {
-    if what == "net" {
-        packages::install(packages::BENCH_NET)?;
-        let mut cargo = Command::new("cargo");
-        as_root(cargo.args(["bench", "--bench", what]).current_dir(top()))?;
-        return crate::shell::run(&mut cargo);
-    }
-    if what == "image" {
-        for list in [packages::GUEST_IMAGE, packages::RUN, packages::BENCH_IMAGE] {
-            packages::install(list)?;
-        }
-        let guest = build::guest_image(&build::release()?)?;
-        let mut cargo = Command::new("cargo");
-        as_root(cargo.args(["bench", "--bench", what]).current_dir(top()))?;
-        return crate::shell::run(cargo.env("PUTER_TEST_LARGE_IMAGE", build::large_image(&guest)?));
-    }
-    ensure!(what == "clone", "there is no benchmark '{what}'; there are: clone, image, net");
-    for list in [packages::GUEST_IMAGE, packages::RUN] {
-        packages::install(list)?;
-    }
-    let built = build::release()?;
-    let mut cargo = Command::new("cargo");
-    cargo.args(["bench", "--bench", what]).current_dir(top());
-    cargo.env("PUTER_TEST_BIN", &built.dir).env("PUTER_TEST_SMALL_GUEST", build::small_guest(&built)?);
-    crate::shell::run(cargo.env("PUTER_VHOST_DEVICE_VSOCK", build::vhost_device_vsock()?))
 }
 
 /// Sums of the runners' result lines.

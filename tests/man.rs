@@ -272,6 +272,22 @@ fn symptoms_are_in_the_words_of_the_code() {
 }
 
 #[test]
+fn links_of_the_documents_lead_somewhere() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let examples = ["packaging/examples/ci/README.md", "packaging/examples/etcd/README.md"];
+    for name in
+        ["README.md", "ARCHITECTURE.md", "packaging/README.md", "packaging/guest/README.md"].iter().chain(&examples)
+    {
+        let document = top.join(name);
+        let text = std::fs::read_to_string(&document).unwrap();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let there = target.contains("://") || document.with_file_name(target).exists();
+            assert!(there, "{name} leads to {target}, which there is not");
+        }
+    }
+}
+
+#[test]
 #[ignore = "needs Debian packages"]
 fn mandoc_finds_nothing_wrong() {
     for name in pages().keys() {

@@ -4,10 +4,15 @@
 //! The pages are read line by line and strictly. A command is a `.Ss` of the section COMMANDS, an option is a `.It Fl`
 //! below it and an `.Op Fl` of the SYNOPSIS, each on a line of its own, and has an `Ar` where it takes a value.
 
+#[path = "man/page.rs"]
+mod page;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
+
+use page::{directory, pages, parts, section};
 
 /// Options by each of their names, with whether a value follows.
 type Options = BTreeMap<String, bool>;
@@ -74,40 +79,6 @@ fn commands(dir: &Path) -> BTreeMap<String, Options> {
     add_commands(dir, &["cluster", "snapshot", "delete"], &mut all);
     assert!(all.len() > 40, "the help lists commands: {:?}", all.keys());
     all
-}
-
-fn directory() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("man")
-}
-
-/// The pages by their files' names.
-fn pages() -> BTreeMap<String, String> {
-    let entries = std::fs::read_dir(directory()).unwrap().map(|entry| entry.unwrap());
-    let page = |path: PathBuf| std::fs::read_to_string(path).unwrap();
-    entries.map(|entry| (entry.file_name().into_string().unwrap(), page(entry.path()))).collect()
-}
-
-/// The parts that begin with this macro: what follows it on its line, and the lines below.
-fn parts<'a>(lines: &[&'a str], begin: &str) -> Vec<(&'a str, Vec<&'a str>)> {
-    let mut parts: Vec<(&'a str, Vec<&'a str>)> = Vec::new();
-    for &line in lines {
-        match line.strip_prefix(begin) {
-            Some(rest) if rest.is_empty() || rest.starts_with(' ') => parts.push((rest.trim(), Vec::new())),
-            _ => {
-                if let Some((_, part)) = parts.last_mut() {
-                    part.push(line);
-                }
-            }
-        }
-    }
-    parts
-}
-
-/// The lines of a page's section.
-fn section<'a>(page: &'a str, title: &str) -> Vec<&'a str> {
-    let lines: Vec<&str> = page.lines().collect();
-    let found = parts(&lines, ".Sh").into_iter().find(|(name, _)| *name == title);
-    found.unwrap_or_else(|| panic!("no section {title} in: {}", page.lines().nth(1).unwrap_or_default())).1
 }
 
 /// The options that a line of mdoc(7) names: the words after `Fl`, up to another macro.
@@ -268,6 +239,52 @@ fn pages_lead_to_pages_that_are_there() {
     }
     let lost: Vec<_> = pages.keys().filter(|name| !from_overview.contains(*name)).collect();
     assert!(lost.is_empty(), "puter.1 does not lead to {lost:?}");
+}
+
+/// All of the product's source, with strings that go over several lines in one.
+fn source(directory: &Path) -> String {
+    let mut all = String::new();
+    for entry in std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() {
+            all.push_str(&source(&entry));
+        } else if entry.extension().is_some_and(|end| end == "rs") {
+            let text = std::fs::read_to_string(&entry).unwrap();
+            let mut pieces = text.split("\\\n");
+            all.push_str(pieces.next().unwrap_or_default());
+            all.extend(pieces.map(str::trim_start));
+        }
+    }
+    all
+}
+
+#[test]
+fn symptoms_are_in_the_words_of_the_code() {
+    let page = &pages()["puter-troubleshooting.7"];
+    let code = source(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let mut symptoms = 0;
+    for symptom in page.lines().filter_map(|line| line.strip_prefix(".It Li ")) {
+        symptoms += 1;
+        for words in symptom.split("...").map(str::trim).filter(|words| words.len() > 2) {
+            assert!(code.contains(words), "no message has '{words}': {symptom}");
+        }
+    }
+    assert!(symptoms > 30, "{symptoms}");
+}
+
+#[test]
+fn links_of_the_documents_lead_somewhere() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let examples = ["packaging/examples/ci/README.md", "packaging/examples/etcd/README.md"];
+    for name in
+        ["README.md", "ARCHITECTURE.md", "packaging/README.md", "packaging/guest/README.md"].iter().chain(&examples)
+    {
+        let document = top.join(name);
+        let text = std::fs::read_to_string(&document).unwrap();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let there = target.contains("://") || document.with_file_name(target).exists();
+            assert!(there, "{name} leads to {target}, which there is not");
+        }
+    }
 }
 
 #[test]

@@ -10,14 +10,12 @@ use rustix::ioctl::{NoArg, Setter, ioctl, opcode};
 use super::configure::warn;
 use super::files::Guest;
 use super::ssh;
-use crate::protocol::agent::Identity;
+use crate::protocol::agent::{Identity, MAX_SEED};
 
 /// Names the identity that the guest has taken on.
 const INSTANCE: &str = "/var/lib/puter/instance";
 /// Counts identities and restores; programs in the guest watch it to learn that time has jumped or the machine is new.
 const GENERATION: &str = "/run/puter/generation";
-/// The largest seed, in bytes.
-const MAX_SEED: usize = 256;
 
 /// Takes on the identity; false when the guest had it already. In a machine that was `restored` the randomness is new
 /// and the generation another in either case.

@@ -15,13 +15,10 @@ use vsock::VsockStream;
 use super::files::Guest;
 use super::{configure, exec};
 use crate::protocol::agent::{
-    BAD_REQUEST, Call, Error, Exec, FAILED, MAX_LINE, Pong, Response, UNKNOWN_METHOD, UNSUPPORTED_VERSION, VERSION,
+    BAD_REQUEST, Call, Error, Exec, FAILED, IDLE, MAX_CONNECTIONS, MAX_LINE, Pong, Response, UNKNOWN_METHOD,
+    UNSUPPORTED_VERSION, VERSION,
 };
 
-/// Connections at once; more wait for nothing and are closed.
-const MAX_CONNECTIONS: usize = 32;
-/// How long a connection may be silent, or take no bytes.
-const IDLE: Duration = Duration::from_secs(600);
 /// Pause after a failed accept, so that a lack of file descriptors does not spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// The methods of [`Call`].
@@ -124,7 +121,7 @@ impl Drop for Place {
 }
 
 fn connection<S: Stream>(stream: S, guest: &Guest) -> io::Result<()> {
-    stream.limit(Some(IDLE))?;
+    stream.limit(Some(Duration::from_secs(IDLE)))?;
     let mut stream = BufReader::new(stream);
     loop {
         let mut line = Vec::new();

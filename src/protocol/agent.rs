@@ -12,6 +12,13 @@ pub const VERSION: u32 = 1;
 /// Longest line either side accepts, in bytes with the line feed.
 pub const MAX_LINE: usize = 256 * 1024;
 
+/// Connections that an agent serves at once; it closes any more.
+pub const MAX_CONNECTIONS: usize = 32;
+/// Seconds for which a connection may be silent, or take no bytes, unless a program runs on it.
+pub const IDLE: u64 = 600;
+/// The largest seed of an [`Identity`], in bytes.
+pub const MAX_SEED: usize = 256;
+
 /// Error code: the method is not known to this agent.
 pub const UNKNOWN_METHOD: &str = "unknown_method";
 /// Error code: the line is no request, or its parameters do not fit the method.

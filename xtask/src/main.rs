@@ -44,7 +44,11 @@ struct GuestImage {
 /// Do the main job before your eyes: build, boot two machines, use them, clean up.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "demo")]
-struct Demo {}
+struct Demo {
+    /// write what was typed and what came to demo.cast, demo.txt and demo.svg in this directory
+    #[argh(option)]
+    record: Option<PathBuf>,
+}
 
 /// Run all tests, those with real guests included.
 #[derive(FromArgs)]
@@ -113,7 +117,7 @@ fn run(command: Command) -> Result<()> {
             println!("oci:{}", guest.display());
             Ok(())
         }
-        Command::Demo(_) => demo::run(),
+        Command::Demo(options) => demo::run(options.record.as_deref()),
         Command::Test(test) => suite::run(test.filter.as_deref()),
         Command::Bench(bench) => bench::run(bench.what.as_deref()),
         Command::Package(options) => make_package(&options.what, options.executable),

@@ -139,7 +139,8 @@ fn clash(settings: &Settings, own: u32, links: &[Link], addresses: &[Address], r
 }
 
 /// The way out of an overlap.
-pub const FREE_RANGE: &str = "start puterd with --subnet and a free range, such as --subnet 10.87.0.1/24";
+pub const FREE_RANGE: &str =
+    "choose a free range: the setting subnet = \"10.87.0.1/24\", or --subnet 10.87.0.1/24 for a puterd started by hand";
 
 /// Looks for a route or an address of another interface than `own` in the subnet, and says which.
 pub fn overlap(subnet: Subnet, own: u32, links: &[Link], addresses: &[Address], routes: &[Route]) -> Option<String> {

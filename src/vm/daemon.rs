@@ -176,12 +176,11 @@ pub fn start(home: &Home, network: &Network<'_>, as_service: bool) -> Result<Opt
             let said = files::tail(&path, 6);
             let (said, hint) = said.split_once("\nhint: ").unwrap_or((&said, ""));
             let said = said.strip_prefix("puterd: ").unwrap_or(said);
-            let error =
-                anyhow::anyhow!("puterd did not start: {}", if said.is_empty() { "it said nothing" } else { said });
-            return match hint {
-                "" => Err(error.context(format!("{status}"))),
-                hint => Err(error).hint(hint),
+            let error = match said {
+                "" => anyhow::anyhow!("puterd did not start ({status}) and said nothing"),
+                said => anyhow::anyhow!("puterd did not start: {said}"),
             };
+            return if hint.is_empty() { Err(error) } else { Err(error).hint(hint) };
         }
         if let Ok(status) = client.status() {
             // Ours, or that of a command that was quicker; then ours ends by itself.

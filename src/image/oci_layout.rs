@@ -1,5 +1,6 @@
 //! Images in a directory (OCI image layout 1.0): `oci-layout`, `index.json`, `blobs/sha256/…`.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -10,11 +11,17 @@ use super::source::{Layer, Plan, check_total, read_part};
 
 /// Finds an image in the layout. The layers stay where they are.
 pub(crate) fn plan(directory: &Path, tag: Option<&str>, architecture: &str, max_download: u64) -> Result<Plan> {
-    if !directory.join("index.json").is_file() {
-        bail!(
+    let index = directory.join("index.json");
+    match std::fs::metadata(&index) {
+        Ok(metadata) if metadata.is_file() => {}
+        // It may well be one, for those who may look.
+        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Err(error).with_context(|| format!("cannot look at {}", index.display()));
+        }
+        _ => bail!(
             "{} is no OCI image layout (no index.json in it): make one with 'skopeo copy docker://… oci:DIR:TAG'",
             directory.display()
-        );
+        ),
     }
     find(directory, tag, architecture, max_download).with_context(|| format!("in {}", directory.display()))
 }
@@ -60,4 +67,18 @@ fn read_blob(directory: &Path, descriptor: &Descriptor, limit: u64) -> Result<Ve
         bail!("{} is damaged: its content does not have the digest of its name", path.display());
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_looked_at_is_not_said_to_be_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = || format!("{:#}", plan(dir.path(), None, "amd64", u64::MAX).map(drop).unwrap_err());
+        assert!(said().contains("is no OCI image layout"), "{}", said());
+        std::os::unix::fs::symlink("index.json", dir.path().join("index.json")).unwrap();
+        assert!(said().starts_with("cannot look at ") && said().contains("symbolic links"), "{}", said());
+    }
 }

@@ -3,6 +3,7 @@
 
 pub mod build;
 pub mod demo;
+pub mod deny;
 pub mod fuzz;
 pub mod guest_image;
 pub mod large_image;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use argh::FromArgs;
 use xtask::package::{self, Source};
-use xtask::{build, demo, fuzz, packages, suite};
+use xtask::{build, demo, deny, fuzz, packages, suite};
 
 /// What a developer of puter runs more than once. Each command installs what it needs.
 #[derive(FromArgs)]
@@ -21,6 +21,7 @@ enum Command {
     Build(Build),
     GuestImage(GuestImage),
     Demo(Demo),
+    Deny(Deny),
     Test(Test),
     Bench(Bench),
     Fuzz(Fuzz),
@@ -45,6 +46,11 @@ struct GuestImage {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "demo")]
 struct Demo {}
+
+/// Check the dependencies: licences, duplicates, sources, and advisories where their database can be fetched.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "deny")]
+struct Deny {}
 
 /// Run all tests, those with real guests included.
 #[derive(FromArgs)]
@@ -114,6 +120,7 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Demo(_) => demo::run(),
+        Command::Deny(_) => deny::run_all(),
         Command::Test(test) => suite::run(test.filter.as_deref()),
         Command::Bench(bench) => suite::bench(&bench.what),
         Command::Package(options) => make_package(&options.what, options.executable),

@@ -13,6 +13,9 @@ pub const GUEST_IMAGE: &[&str] = &["mmdebstrap", "umoci", "e2fsprogs", "uidmap",
 /// For packages of it, and their check.
 pub const PACKAGE: &[&str] = &["dpkg", "libcap2-bin", "lintian", "mmdebstrap", "systemd", "util-linux"];
 
+/// For judging its dependencies.
+pub const DENY: &[&str] = &["ca-certificates", "git", "python3-venv"];
+
 /// For running it: the emulator, a registry, namespaces and ssh.
 pub const RUN: &[&str] = &[
     "qemu-system-x86",

@@ -7,6 +7,7 @@ pub mod deny;
 pub mod fuzz;
 pub mod guest_image;
 pub mod large_image;
+pub mod msrv;
 pub mod package;
 pub mod packages;
 pub mod registry;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use argh::FromArgs;
 use xtask::package::{self, Source};
-use xtask::{build, demo, deny, fuzz, packages, suite};
+use xtask::{build, demo, deny, fuzz, msrv, packages, suite};
 
 /// What a developer of puter runs more than once. Each command installs what it needs.
 #[derive(FromArgs)]
@@ -22,6 +22,7 @@ enum Command {
     GuestImage(GuestImage),
     Demo(Demo),
     Deny(Deny),
+    Msrv(Msrv),
     Test(Test),
     Bench(Bench),
     Fuzz(Fuzz),
@@ -51,6 +52,11 @@ struct Demo {}
 #[derive(FromArgs)]
 #[argh(subcommand, name = "deny")]
 struct Deny {}
+
+/// Check that the oldest Rust which Cargo.toml states is enough.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "msrv")]
+struct Msrv {}
 
 /// Run all tests, those with real guests included.
 #[derive(FromArgs)]
@@ -121,6 +127,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Demo(_) => demo::run(),
         Command::Deny(_) => deny::run_all(),
+        Command::Msrv(_) => msrv::run_all(),
         Command::Test(test) => suite::run(test.filter.as_deref()),
         Command::Bench(bench) => suite::bench(&bench.what),
         Command::Package(options) => make_package(&options.what, options.executable),

@@ -92,8 +92,9 @@ struct Fuzz {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "package")]
 struct Package {
-    /// what to make: deb (puter and puter-agent for Debian), tar (an archive with install.sh), or check (makes the first,
-    /// and installs, upgrades and purges them in a fresh Debian; needs root)
+    /// what to make: deb (puter and puter-agent for Debian), rpm (the same for systems with RPM), tar (an archive with
+    /// install.sh), sbom (the bill of materials, CycloneDX), or check (makes them, and installs, upgrades and purges those
+    /// for Debian in a fresh one; needs root)
     #[argh(positional)]
     what: String,
     /// package this executable, and build none
@@ -136,14 +137,19 @@ fn run(command: Command) -> Result<()> {
 }
 
 fn make_package(what: &str, executable: Option<PathBuf>) -> Result<()> {
-    ensure!(["deb", "tar", "check"].contains(&what), "there is no package '{what}'; there are: deb, tar, check");
+    let all = ["deb", "rpm", "tar", "sbom", "check"];
+    ensure!(all.contains(&what), "there is no package '{what}'; there are: {}", all.join(", "));
     packages::install(packages::PACKAGE)?;
     let source = Source::of(executable)?;
     match what {
         "check" => package::check::run_all(&source)?,
+        "sbom" => println!("{}", package::sbom::make(&source)?.display()),
         "tar" => println!("{}", package::tar::make(&source)?.display()),
         _ => {
-            let made = package::deb::make(&source)?;
+            let made = match what {
+                "rpm" => package::rpm::make(&source)?,
+                _ => package::deb::make(&source)?,
+            };
             println!("{}\n{}", made.host.display(), made.agent.display());
         }
     }

@@ -63,9 +63,22 @@ done
 put completions/bash "$share/bash-completion/completions/puter"
 put completions/zsh "$share/zsh/site-functions/_puter"
 put completions/fish "$share/fish/vendor_completions.d/puter.fish"
-for file in README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE third-party-licences.gz; do
+for file in README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE third-party-licences.gz puter.cdx.json; do
     put "$file" "$share/doc/puter/$file"
 done
+
+# Where systemd looks for what is not a package's.
+case "$prefix" in
+/usr|/usr/local)
+    units=$prefix/lib/systemd/system
+    mkdir -p "$units"
+    for unit in puterd@.service puterd@.socket; do
+        sed "s|/usr/bin/puterd|$prefix/bin/puterd|" "systemd/$unit" >"$units/$unit"
+        chmod 0644 "$units/$unit"
+    done
+    [ ! -d /run/systemd/system ] || systemctl daemon-reload || true
+    ;;
+esac
 
 if [ -d /etc/udev/rules.d ]; then
     put 60-puter.rules /etc/udev/rules.d/60-puter.rules

@@ -107,6 +107,11 @@ fn start(no_service: bool) -> Result<()> {
 
 fn logs(follow: bool) -> Result<()> {
     let home = Home::from_env()?;
+    if let Some(unit) = system_unit(&home) {
+        let mut command = std::process::Command::new("journalctl");
+        command.args(["--lines", "1000", "--output", "cat", "--unit", &unit]).args(follow.then_some("--follow"));
+        return Err(command.exec()).context("cannot run journalctl");
+    }
     let log = home.daemon_log();
     std::fs::metadata(&log)
         .with_context(|| format!("cannot read {}", log.display()))
@@ -129,8 +134,20 @@ fn enable() -> Result<()> {
         let service = service(context.home)?;
         let puterd = daemon::program()?;
         let puter = puterd.with_file_name("puter");
-        service.enable(context.home, &network(context.settings), &puterd, &puter)?;
-        output::print("puterd starts with your services, and after it the VMs with `puter set NAME --autostart yes`");
+        match system_unit(context.home) {
+            Some(unit) => {
+                service.enable_vms(context.home, &puter)?;
+                output::print(&format!(
+                    "the VMs with `puter set NAME --autostart yes` start with your services, on the puterd of {unit}"
+                ));
+            }
+            None => {
+                service.enable(context.home, &network(context.settings), &puterd, &puter)?;
+                output::print(
+                    "puterd starts with your services, and after it the VMs with `puter set NAME --autostart yes`",
+                );
+            }
+        }
         if service::lingers() == Some(false) {
             eprintln!(
                 "hint: your services wait for your login; to start them with the machine: loginctl enable-linger"
@@ -147,11 +164,24 @@ fn disable() -> Result<()> {
 }
 
 fn stop() -> Result<()> {
-    match daemon::stop(&Home::from_env()?)? {
+    let home = Home::from_env()?;
+    let unit = system_unit(&home);
+    match daemon::stop(&home)? {
         true => output::print("puterd stopped"),
         false => output::print("puterd was not running"),
     }
+    if let Some(unit) = unit {
+        let socket = service::socket_of(&unit);
+        eprintln!(
+            "hint: {socket} starts it again at the next command; for good: sudo systemctl disable --now {socket}"
+        );
+    }
     Ok(())
+}
+
+/// The unit of puterd where it is one of the system's systemd.
+fn system_unit(home: &Home) -> Option<String> {
+    service::system_unit(Client::new(home).status().ok()?.pid)
 }
 
 /// Who sees to puterd.
@@ -161,7 +191,7 @@ struct Shown {
     status: crate::protocol::daemon::Status,
     /// systemd's unit, where it is one.
     unit: Option<String>,
-    /// Whether it starts with the user's services.
+    /// Whether it starts with the user's services, or with the machine.
     enabled: bool,
 }
 
@@ -169,9 +199,13 @@ fn status(json: bool) -> Result<()> {
     let home = Home::from_env()?;
     match Client::new(&home).status() {
         Ok(status) => {
-            let service = Service::of(&home);
-            let unit = service.as_ref().filter(|service| service.is_active()).map(Service::unit);
-            let enabled = service.is_some_and(|service| service.is_enabled());
+            let of_system = service::system_unit(status.pid);
+            let service = Service::of(&home).filter(|_| of_system.is_none());
+            let enabled = match &of_system {
+                Some(unit) => service::is_enabled_for_all(&service::socket_of(unit)),
+                None => service.as_ref().is_some_and(Service::is_enabled),
+            };
+            let unit = of_system.or_else(|| service.filter(Service::is_active).map(|service| service.unit()));
             if json {
                 return output::print_json(&Shown { status, unit, enabled });
             }

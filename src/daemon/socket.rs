@@ -130,11 +130,13 @@ fn remove_stale(path: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other.with_context(|| format!("cannot read {}", path.display()))?,
     };
-    if !metadata.file_type().is_socket() {
+    // puterd@.socket has a link here, which may lead nowhere since that is gone.
+    let is_link = metadata.is_symlink() && fs::metadata(path).map_or(true, |end| end.file_type().is_socket());
+    if !metadata.file_type().is_socket() && !is_link {
         bail!("{} exists and is not a socket: move it away, or choose another path with --socket", path.display());
     }
     match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+        Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {
             fs::remove_file(path).with_context(|| format!("cannot remove the stale socket {}", path.display()))
         }
         Ok(_) => bail!("another process listens on {}: stop it, or choose another path with --socket", path.display()),
@@ -206,6 +208,28 @@ mod tests {
         let error = Listener::open(&path).map(drop).unwrap_err().to_string();
         assert!(error.contains("is not a socket"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "notes");
+    }
+
+    #[test]
+    fn a_link_to_a_socket_is_replaced_when_nobody_listens_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, end) = (dir.path().join("link"), dir.path().join("end"));
+        std::os::unix::fs::symlink(&end, &link).unwrap();
+        Listener::open(&link).unwrap().remove();
+        assert!(fs::symlink_metadata(&link).is_err());
+        std::os::unix::fs::symlink(&end, &link).unwrap();
+        let lives = UnixListener::bind(&end).unwrap();
+        let error = Listener::open(&link).map(drop).unwrap_err().to_string();
+        assert!(error.contains("another process listens on"), "{error}");
+        drop(lives);
+        Listener::open(&link).unwrap().remove();
+        // The end is another's.
+        assert!(end.exists());
+        fs::remove_file(&end).unwrap();
+        fs::write(&end, "notes").unwrap();
+        std::os::unix::fs::symlink(&end, &link).unwrap();
+        let error = Listener::open(&link).map(drop).unwrap_err().to_string();
+        assert!(error.contains("is not a socket"), "{error}");
     }
 
     #[test]

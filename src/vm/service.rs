@@ -94,8 +94,17 @@ impl Service {
     /// When a unit cannot be written or systemd refuses.
     pub fn enable(&self, home: &Home, network: &Network<'_>, puterd: &Path, puter: &Path) -> Result<()> {
         self.install(&self.unit(), &daemon_unit(home, network, puterd)?)?;
-        self.install(&self.boot_unit(), &boot_unit(home, puter, &self.unit())?)?;
+        self.install(&self.boot_unit(), &boot_unit(home, puter, Some(&self.unit()))?)?;
         self.done(&["enable", &self.unit(), &self.boot_unit()])
+    }
+
+    /// The same for the VMs alone, where puterd is the system's service.
+    ///
+    /// # Errors
+    /// When a unit cannot be written or systemd refuses.
+    pub fn enable_vms(&self, home: &Home, puter: &Path) -> Result<()> {
+        self.install(&self.boot_unit(), &boot_unit(home, puter, None)?)?;
+        self.done(&["enable", &self.boot_unit()])
     }
 
     /// Undoes [`Service::enable`]; what runs goes on.
@@ -103,12 +112,19 @@ impl Service {
     /// # Errors
     /// When systemd refuses.
     pub fn disable(&self) -> Result<()> {
-        self.done(&["disable", &self.unit(), &self.boot_unit()])
+        for unit in [self.unit(), self.boot_unit()].iter().filter(|unit| self.starts(unit)) {
+            self.done(&["disable", unit])?;
+        }
+        Ok(())
     }
 
     /// Whether it starts with the user's services.
     pub fn is_enabled(&self) -> bool {
-        self.systemctl(&["is-enabled", "--quiet", &self.unit()]).is_ok_and(|output| output.status.success())
+        self.starts(&self.unit())
+    }
+
+    fn starts(&self, unit: &str) -> bool {
+        self.systemctl(&["is-enabled", "--quiet", unit]).is_ok_and(|output| output.status.success())
     }
 
     fn install(&self, name: &str, contents: &str) -> Result<()> {
@@ -137,6 +153,28 @@ impl Service {
         command.arg("--user").args(words).env("XDG_RUNTIME_DIR", &self.runtime).stdin(Stdio::null());
         command.output().context("cannot run systemctl")
     }
+}
+
+/// The unit of the system's systemd that a process belongs to, if it is puterd@.service's (cgroups(7)).
+pub fn system_unit(pid: u32) -> Option<String> {
+    unit_in(&std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)
+}
+
+fn unit_in(cgroups: &str) -> Option<String> {
+    let (_, unit) = cgroups.lines().find_map(|line| line.strip_prefix("0::"))?.rsplit_once('/')?;
+    (unit.starts_with("puterd@") && unit.ends_with(".service")).then(|| unit.to_string())
+}
+
+/// The socket by which systemd starts such a unit.
+pub fn socket_of(unit: &str) -> String {
+    format!("{}.socket", unit.trim_end_matches(".service"))
+}
+
+/// Whether the system's systemd has a unit start with the machine.
+pub fn is_enabled_for_all(unit: &str) -> bool {
+    let mut command = Command::new("systemctl");
+    command.args(["is-enabled", "--quiet", unit]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
 }
 
 /// Whether this user's services run without a login; `None` where that cannot be told.
@@ -179,14 +217,14 @@ fn daemon_unit(home: &Home, network: &Network<'_>, puterd: &Path) -> Result<Stri
     ))
 }
 
-fn boot_unit(home: &Home, puter: &Path, daemon: &str) -> Result<String> {
+fn boot_unit(home: &Home, puter: &Path, daemon: Option<&str>) -> Result<String> {
     let puter = word(puter)?;
+    let after = daemon.map_or(String::new(), |unit| format!("Requires={unit}\nAfter={unit}\n"));
     Ok(format!(
         "# Written by `puter daemon enable`.\n\
          [Unit]\n\
          Description=puter's VMs that start by themselves\n\
-         Requires={daemon}\n\
-         After={daemon}\n\
+         {after}\
          \n\
          [Service]\n\
          Type=oneshot\n\
@@ -244,8 +282,11 @@ mod tests {
         let line = "ExecStart=\"/opt/my puter/puterd\" --home \"/home/me/100%% \\\"mine\\\"\" --subnet 10.0.0.1/24 --host-port tcp/22\n";
         assert!(unit.contains(line), "{unit}");
         assert!(unit.contains("Type=notify") && !unit.contains("NoNewPrivileges=yes"));
-        let boot = boot_unit(&Home::at("/h"), Path::new("/bin/puter"), "puterd.service").unwrap();
+        let boot = boot_unit(&Home::at("/h"), Path::new("/bin/puter"), Some("puterd.service")).unwrap();
         assert!(boot.contains("Environment=\"PUTER_HOME=/h\"\n") && boot.contains("\"/bin/puter\" start --boot\n"));
+        assert!(boot.contains("\nRequires=puterd.service\nAfter=puterd.service\n\n[Service]"), "{boot}");
+        let alone = boot_unit(&Home::at("/h"), Path::new("/bin/puter"), None).unwrap();
+        assert!(alone.contains("themselves\n\n[Service]"), "{alone}");
         assert!(daemon_unit(&Home::at("/a\nb"), &network(&[]), Path::new("/p")).is_err());
     }
 
@@ -256,7 +297,7 @@ mod tests {
         let home = Home::at(dir.path());
         std::fs::write(dir.path().join("puterd.service"), daemon_unit(&home, &network(&[]), &program).unwrap())
             .unwrap();
-        let boot = boot_unit(&home, &program, "puterd.service").unwrap();
+        let boot = boot_unit(&home, &program, Some("puterd.service")).unwrap();
         std::fs::write(dir.path().join("puter-boot.service"), boot).unwrap();
         let mut command = Command::new("systemd-analyze");
         command.args(["verify", "--user", "--man=no", "--recursive-errors=no"]);
@@ -268,6 +309,15 @@ mod tests {
         let said = text(&output.stderr);
         let ours = said.lines().filter(|line| line.contains("puter")).collect::<Vec<_>>();
         assert!(ours.is_empty(), "{said}");
+    }
+
+    #[test]
+    fn the_system_s_unit_is_known_by_its_control_group() {
+        let unit = unit_in("1:name=x:/\n0::/system.slice/system-puterd.slice/puterd@al-ice.service\n").unwrap();
+        assert_eq!((unit.as_str(), socket_of(&unit).as_str()), ("puterd@al-ice.service", "puterd@al-ice.socket"));
+        assert_eq!(unit_in("0::/user.slice/user-1000.slice/user@1000.service/app.slice/puterd.service\n"), None);
+        assert_eq!(unit_in("0::/\n"), None);
+        assert_eq!(unit_in(""), None);
     }
 
     #[test]

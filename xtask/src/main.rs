@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use argh::FromArgs;
 use xtask::package::{self, Source};
-use xtask::{bench, build, demo, fuzz, packages, suite};
+use xtask::{bench, build, demo, deny, fuzz, msrv, packages, suite};
 
 /// What a developer of puter runs more than once. Each command installs what it needs.
 #[derive(FromArgs)]
@@ -21,6 +21,8 @@ enum Command {
     Build(Build),
     GuestImage(GuestImage),
     Demo(Demo),
+    Deny(Deny),
+    Msrv(Msrv),
     Test(Test),
     Bench(Bench),
     Fuzz(Fuzz),
@@ -49,6 +51,16 @@ struct Demo {
     #[argh(option)]
     record: Option<PathBuf>,
 }
+
+/// Check the dependencies: licences, duplicates, sources, and advisories where their database can be fetched.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "deny")]
+struct Deny {}
+
+/// Check that the oldest Rust which Cargo.toml states is enough.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "msrv")]
+struct Msrv {}
 
 /// Run all tests, those with real guests included.
 #[derive(FromArgs)]
@@ -84,8 +96,9 @@ struct Fuzz {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "package")]
 struct Package {
-    /// what to make: deb (puter and puter-agent for Debian), tar (an archive with install.sh), or check (makes the first,
-    /// and installs, upgrades and purges them in a fresh Debian; needs root)
+    /// what to make: deb (puter and puter-agent for Debian), rpm (the same for systems with RPM), tar (an archive with
+    /// install.sh), sbom (the bill of materials, CycloneDX), or check (makes them, and installs, upgrades and purges those
+    /// for Debian in a fresh one; needs root)
     #[argh(positional)]
     what: String,
     /// package this executable, and build none
@@ -118,6 +131,8 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Demo(options) => demo::run(options.record.as_deref()),
+        Command::Deny(_) => deny::run_all(),
+        Command::Msrv(_) => msrv::run_all(),
         Command::Test(test) => suite::run(test.filter.as_deref()),
         Command::Bench(bench) => bench::run(bench.what.as_deref()),
         Command::Package(options) => make_package(&options.what, options.executable),
@@ -126,14 +141,19 @@ fn run(command: Command) -> Result<()> {
 }
 
 fn make_package(what: &str, executable: Option<PathBuf>) -> Result<()> {
-    ensure!(["deb", "tar", "check"].contains(&what), "there is no package '{what}'; there are: deb, tar, check");
+    let all = ["deb", "rpm", "tar", "sbom", "check"];
+    ensure!(all.contains(&what), "there is no package '{what}'; there are: {}", all.join(", "));
     packages::install(packages::PACKAGE)?;
     let source = Source::of(executable)?;
     match what {
         "check" => package::check::run_all(&source)?,
+        "sbom" => println!("{}", package::sbom::make(&source)?.display()),
         "tar" => println!("{}", package::tar::make(&source)?.display()),
         _ => {
-            let made = package::deb::make(&source)?;
+            let made = match what {
+                "rpm" => package::rpm::make(&source)?,
+                _ => package::deb::make(&source)?,
+            };
             println!("{}\n{}", made.host.display(), made.agent.display());
         }
     }

@@ -1,8 +1,11 @@
-//! `cargo xtask package`: Debian packages of what `packaging/` says, an archive for other systems, and their check.
+//! `cargo xtask package`: packages of what `packaging/` says, an archive for other systems, and their check.
 
 pub mod check;
 pub mod deb;
 mod licences;
+mod linked;
+pub mod rpm;
+pub mod sbom;
 pub mod tar;
 
 use std::fs;
@@ -23,6 +26,9 @@ pub struct Source {
     version: String,
     /// The time of all files, in seconds since 1970, so that the same source makes the same package.
     epoch: String,
+    /// What is linked into the executable: all licences, compressed, and the bill of materials.
+    licences: Vec<u8>,
+    bill: String,
 }
 
 impl Source {
@@ -46,7 +52,9 @@ impl Source {
             Ok(set) => set,
             Err(_) => output(Command::new("git").args(["log", "-1", "--format=%ct"]).current_dir(top()))?,
         };
-        Ok(Source { executable, version, epoch })
+        let licences = gzip(licences::text()?.as_bytes())?;
+        let bill = sbom::text(&executable, &epoch)?;
+        Ok(Source { executable, version, epoch, licences, bill })
     }
 
     /// The completion script of a shell, as the executable itself prints it.

@@ -11,7 +11,11 @@ use crate::shell::{as_root, find, run};
 pub const GUEST_IMAGE: &[&str] = &["mmdebstrap", "umoci", "e2fsprogs", "uidmap", "zstd"];
 
 /// For packages of it, and their check.
-pub const PACKAGE: &[&str] = &["dpkg", "libcap2-bin", "lintian", "mmdebstrap", "systemd", "util-linux"];
+pub const PACKAGE: &[&str] =
+    &["dpkg", "libcap2-bin", "lintian", "mmdebstrap", "rpm", "rpmlint", "systemd", "util-linux"];
+
+/// For judging its dependencies.
+pub const DENY: &[&str] = &["ca-certificates", "git", "python3-venv"];
 
 /// For running it: the emulator, a registry, namespaces and ssh.
 pub const RUN: &[&str] = &[

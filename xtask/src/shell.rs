@@ -15,6 +15,33 @@ pub fn as_root(program: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
+/// The cargo that runs this.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo_on_path(&mut command);
+    command
+}
+
+/// Where cargo keeps what it fetches.
+///
+/// # Errors
+/// When neither CARGO_HOME nor HOME is set.
+pub fn cargo_home() -> Result<PathBuf> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    home.context("cannot tell where cargo keeps sources: HOME is not set")
+}
+
+/// Lets a command find the cargo that runs this, and its compiler: sudo's PATH may have neither.
+pub fn cargo_on_path(command: &mut Command) {
+    let Some(cargo) = std::env::var_os("CARGO").map(PathBuf::from) else { return };
+    let former = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = cargo.parent().map(Path::to_path_buf).into_iter().chain(std::env::split_paths(&former));
+    if let Ok(path) = std::env::join_paths(dirs) {
+        command.env("PATH", path);
+    }
+}
+
 /// Runs to the end with this process's own output.
 ///
 /// # Errors

@@ -1,5 +1,8 @@
 //! `cargo xtask package check`: what the packages do to a fresh Debian, in namespaces of its own.
 
+mod rpm;
+mod units;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -12,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Source, deb, read, tar};
-use crate::shell::{output, run, top};
+use crate::shell::{output, run};
 
 const SUITE: &str = "bookworm";
 const EXECUTABLE: &str = "usr/lib/puter/puter-multi";
@@ -26,8 +29,9 @@ const ENABLED: &str = "etc/systemd/system/multi-user.target.wants/puter-agent.se
 const USER: &str = "4711";
 
 /// What every installation and removal writes.
-const OF_DPKG: [&str; 10] = [
+const OF_TOOLS: [&str; 11] = [
     "var/lib/dpkg",
+    "var/lib/rpm",
     "var/log",
     "var/cache",
     "etc/group",
@@ -53,13 +57,19 @@ pub fn run_all(source: &Source) -> Result<()> {
         run(lintian.arg(package))?;
     }
     println!("lintian: no error and no warning");
-    units()?;
+    units::verify()?;
     let work = tempfile::Builder::new().prefix("puter-packages-").tempdir_in("/var/tmp")?;
     let (root, later) = (work.path().join("root"), work.path().join("later"));
     // The user has to come through to the root.
     super::set_mode(work.path(), 0o755)?;
     fs::create_dir(&later)?;
-    let later = deb::make_as(source, &format!("{}+later", source.version), &later)?;
+    let later = deb::make_as(source, &format!("{}+later", source.version), &later, "-Zgzip")?;
+    let rpms = super::rpm::make(source)?;
+    let again = work.path().join("again");
+    fs::create_dir(&again)?;
+    is_same(&made.host, &deb::build(&deb::HOST, source, &source.version, &again, "-Zxz")?)?;
+    is_same(&rpms.host, &super::rpm::make_as(source, &source.version, &again)?.host)?;
+    println!("made twice: the same bytes");
     let mut debian = Command::new("mmdebstrap");
     debian.args(["--quiet", "--variant=minbase", "--include=libcap2-bin,systemd-standalone-sysusers", SUITE]);
     run(debian.arg(&root))?;
@@ -72,24 +82,14 @@ pub fn run_all(source: &Source) -> Result<()> {
     host.life(source, &made, &later)?;
     println!("with addgroup: well");
     output(host.inside("groupdel").arg("puter"))?;
+    host.rpm_life(source, &rpms, work.path())?;
+    output(host.inside("groupdel").arg("puter"))?;
     host.archive(&tar::make(source)?)
 }
 
-/// systemd itself reads the example units.
-fn units() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let mut command = Command::new("systemd-analyze");
-    command.args(["verify", "--user", "--man=no", "--recursive-errors=no"]).env("XDG_RUNTIME_DIR", dir.path());
-    for unit in ["puterd.service", "puterd.socket"] {
-        // The packaged puterd may not be here.
-        let text = read(&top().join("packaging/examples").join(unit))?.replace("/usr/bin/puterd", "/bin/true");
-        fs::write(dir.path().join(unit), text)?;
-        command.arg(dir.path().join(unit));
-    }
-    let Output { stderr, .. } = command.output().context("cannot run systemd-analyze")?;
-    let said = String::from_utf8_lossy(&stderr).into_owned();
-    ensure!(!said.lines().any(|line| line.contains("puter")), "systemd does not take the example units:\n{said}");
-    println!("systemd takes the example units");
+/// The same source makes the same package, at another time and place.
+fn is_same(one: &Path, other: &Path) -> Result<()> {
+    ensure!(fs::read(one)? == fs::read(other)?, "{} and {} differ", one.display(), other.display());
     Ok(())
 }
 
@@ -180,6 +180,11 @@ impl Root {
         for file in ["man/man1/puter.1.gz", "man/man8/puterd.8.gz", "bash-completion/completions/puter"] {
             ensure!(self.root.join("usr/local/share").join(file).is_file(), "{script} installed no {file}");
         }
+        let unit = read(&self.root.join("usr/local/lib/systemd/system/puterd@.service"))?;
+        ensure!(
+            unit.contains("\nExecStart=/usr/local/bin/puterd "),
+            "{script} installed a unit for another puterd: {unit}"
+        );
         println!("{name}: refused to a user, installed by root");
         Ok(())
     }
@@ -208,6 +213,7 @@ impl Root {
         ensure!(verified.is_empty(), "dpkg finds other files than it installed: {verified}");
         println!("{version} is installed");
         self.is_guarded(EXECUTABLE)?;
+        self.is_enabled()?;
         self.agent()?;
         let page = output(self.inside("gzip").args(["-dc", "/usr/share/man/man1/puter.1.gz"]))?;
         ensure!(page.contains(".Nm puter"), "puter's page is '{page}'");
@@ -238,10 +244,14 @@ impl Root {
         Ok(())
     }
 
-    fn agent(&self) -> Result<()> {
+    fn is_enabled(&self) -> Result<()> {
         let target = fs::read_link(self.root.join(ENABLED)).context("the agent's unit is not enabled")?;
         let target = target.strip_prefix("/").unwrap_or(&target);
         ensure!(self.root.join(target).is_file(), "the agent's unit is not at {}", target.display());
+        Ok(())
+    }
+
+    fn agent(&self) -> Result<()> {
         let mut command = self.user(&["--clear-groups"], "puter-agent");
         let reported = output(command.arg("--version"))?;
         ensure!(reported.starts_with("puter-agent "), "puter-agent --version says '{reported}'");
@@ -316,7 +326,7 @@ impl Root {
         command
     }
 
-    /// All that is there, but for what dpkg and this check write themselves.
+    /// All that is there, but for what dpkg, rpm and this check write themselves.
     fn files(&self) -> Result<BTreeSet<PathBuf>> {
         let _ = fs::remove_dir_all(self.root.join("tmp/home"));
         let mut find = Command::new("find");
@@ -324,7 +334,7 @@ impl Root {
             find.args([".", "-xdev", "-printf", "%P\\0"]).current_dir(&self.root).output()?;
         ensure!(status.success(), "find: {status}");
         let paths = stdout.split(|byte| *byte == 0).map(|path| PathBuf::from(std::ffi::OsStr::from_bytes(path)));
-        Ok(paths.filter(|path| !OF_DPKG.iter().any(|own| path.starts_with(own))).collect())
+        Ok(paths.filter(|path| !OF_TOOLS.iter().any(|own| path.starts_with(own))).collect())
     }
 }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Source, directory, gzip, licences, pages, put, put_page, read, set_mode, set_modes};
+use super::{Source, directory, gzip, pages, put, put_page, read, sbom, set_mode, set_modes};
 use crate::shell::{output, run, top};
 
 /// Where dpkg-deb finds what dpkg(1) shall know of a package.
@@ -17,16 +17,16 @@ const SCRIPTS: [&str; 4] = ["preinst", "postinst", "prerm", "postrm"];
 const AGENT_PAGE: &str = "puter-agent.8";
 
 /// A package's name, and its executable.
-struct Kind {
-    name: &'static str,
-    executable: &'static str,
+pub(super) struct Kind {
+    pub name: &'static str,
+    pub executable: &'static str,
     mode: u32,
 }
 
 /// For hosts. The file is closed until its group is there.
-const HOST: Kind = Kind { name: "puter", executable: "usr/lib/puter/puter-multi", mode: 0o750 };
+pub(super) const HOST: Kind = Kind { name: "puter", executable: "usr/lib/puter/puter-multi", mode: 0o750 };
 /// For guests.
-const AGENT: Kind = Kind { name: "puter-agent", executable: "usr/bin/puter-agent", mode: 0o755 };
+pub(super) const AGENT: Kind = Kind { name: "puter-agent", executable: "usr/bin/puter-agent", mode: 0o755 };
 
 /// Both packages.
 pub struct Made {
@@ -42,24 +42,44 @@ pub fn make(source: &Source) -> Result<Made> {
     let changelog = read(&top().join("packaging/debian/changelog"))?;
     let head = format!("puter ({}) ", source.version);
     ensure!(changelog.starts_with(&head), "packaging/debian/changelog does not begin with '{head}'");
-    make_as(source, &source.version, &directory()?)
+    make_as(source, &source.version, &directory()?, "-Zxz")
 }
 
-/// Makes both under another version, as an upgrade's check needs.
-pub(super) fn make_as(source: &Source, version: &str, out: &Path) -> Result<Made> {
-    Ok(Made { host: build(&HOST, source, version, out)?, agent: build(&AGENT, source, version, out)? })
+/// Makes both under another version, as an upgrade's check needs, and compressed otherwise.
+pub(super) fn make_as(source: &Source, version: &str, out: &Path, compression: &str) -> Result<Made> {
+    let make = |kind| build(kind, source, version, out, compression);
+    Ok(Made { host: make(&HOST)?, agent: make(&AGENT)? })
 }
 
-fn build(kind: &Kind, source: &Source, version: &str, out: &Path) -> Result<PathBuf> {
+pub(super) fn build(kind: &Kind, source: &Source, version: &str, out: &Path, compression: &str) -> Result<PathBuf> {
     let work = tempfile::Builder::new().prefix("puter-deb-").tempdir_in("/var/tmp")?;
     let tree = work.path();
     let recipe = top().join("packaging/debian");
     let own = recipe.join(kind.name);
-    run(Command::new("cp").arg("-r").arg(own.join("tree/usr")).arg(tree))?;
+    files(kind, source, tree, "vendor-completions")?;
+    let share = tree.join("usr/share");
+    let doc = share.join("doc").join(kind.name);
+    put(&doc.join("copyright"), copyright(&read(&recipe.join("copyright"))?, &read(&top().join("LICENSE-MIT"))?))?;
+    put(&doc.join("changelog.gz"), gzip(read(&recipe.join("changelog"))?.as_bytes())?)?;
+    put(&share.join("lintian/overrides").join(kind.name), read(&own.join("lintian-overrides"))?)?;
+    set_modes(tree)?;
+    set_mode(&tree.join(kind.executable), kind.mode)?;
+    control(&own, tree, version)?;
+    let architecture = architecture()?;
+    let deb = out.join(format!("{}_{version}_{architecture}.deb", kind.name));
+    let mut command = Command::new("dpkg-deb");
+    command.args([compression, "--root-owner-group", "--build"]).arg(tree).arg(&deb);
+    output(command.env("SOURCE_DATE_EPOCH", &source.epoch))?;
+    Ok(deb)
+}
+
+/// What a package has on every system; `zsh` is where its shell looks for completions.
+pub(super) fn files(kind: &Kind, source: &Source, tree: &Path, zsh: &str) -> Result<()> {
+    run(Command::new("cp").arg("-r").arg(top().join("packaging/debian").join(kind.name).join("tree/usr")).arg(tree))?;
     let share = tree.join("usr/share");
     put(&tree.join(kind.executable), fs::read(&source.executable).context("cannot read the executable")?)?;
     match kind.name {
-        "puter" => host_files(source, tree)?,
+        "puter" => host_files(source, tree, zsh)?,
         _ => {
             let unit = "usr/lib/systemd/system/puter-agent.service";
             put(&tree.join(unit), read(&top().join("packaging/guest/agent").join(unit))?)?;
@@ -69,23 +89,12 @@ fn build(kind: &Kind, source: &Source, version: &str, out: &Path) -> Result<Path
         put_page(name, page, &share)?;
     }
     let doc = share.join("doc").join(kind.name);
-    put(&doc.join("copyright"), copyright(&read(&recipe.join("copyright"))?, &read(&top().join("LICENSE-MIT"))?))?;
-    put(&doc.join("third-party-licences.gz"), gzip(licences::text()?.as_bytes())?)?;
-    put(&doc.join("changelog.gz"), gzip(read(&recipe.join("changelog"))?.as_bytes())?)?;
-    put(&share.join("lintian/overrides").join(kind.name), read(&own.join("lintian-overrides"))?)?;
-    set_modes(tree)?;
-    set_mode(&tree.join(kind.executable), kind.mode)?;
-    control(&own, tree, version)?;
-    let architecture = architecture()?;
-    let deb = out.join(format!("{}_{version}_{architecture}.deb", kind.name));
-    let mut command = Command::new("dpkg-deb");
-    command.args(["-Zxz", "--root-owner-group", "--build"]).arg(tree).arg(&deb);
-    output(command.env("SOURCE_DATE_EPOCH", &source.epoch))?;
-    Ok(deb)
+    put(&doc.join("third-party-licences.gz"), &source.licences)?;
+    put(&doc.join(sbom::NAME), &source.bill)
 }
 
 /// What is on hosts alone.
-fn host_files(source: &Source, tree: &Path) -> Result<()> {
+fn host_files(source: &Source, tree: &Path, zsh: &str) -> Result<()> {
     let bin = tree.join("usr/bin");
     fs::create_dir_all(&bin)?;
     // Side by side: puter looks for puterd beside itself, and puterd's unit holds the path.
@@ -95,7 +104,7 @@ fn host_files(source: &Source, tree: &Path) -> Result<()> {
     let share = tree.join("usr/share");
     for (shell, place) in [
         ("bash", "bash-completion/completions/puter"),
-        ("zsh", "zsh/vendor-completions/_puter"),
+        ("zsh", &format!("zsh/{zsh}/_puter")),
         ("fish", "fish/vendor_completions.d/puter.fish"),
     ] {
         put(&share.join(place), source.completions(shell)?)?;
@@ -119,8 +128,7 @@ fn control(own: &Path, tree: &Path, version: &str) -> Result<()> {
     sums.args(["usr", "-type", "f", "-exec", "md5sum", "{}", "+"]).current_dir(tree);
     let mut sums: Vec<String> = output(&mut sums)?.lines().map(str::to_string).collect();
     sums.sort_by(|a, b| a.split("  ").nth(1).cmp(&b.split("  ").nth(1)));
-    let size = output(Command::new("du").args(["--summarize", "--apparent-size", "--block-size=1024"]).arg(tree))?;
-    let size = size.split_whitespace().next().context("du gives no size")?.to_string();
+    let size = size(tree)?.to_string();
     let to = tree.join(CONTROL);
     let text = read(&own.join("control"))?;
     let text = text.replace("@VERSION@", version).replace("@SIZE@", &size);
@@ -132,6 +140,14 @@ fn control(own: &Path, tree: &Path, version: &str) -> Result<()> {
         set_mode(&to.join(script), 0o755)?;
     }
     Ok(())
+}
+
+/// KiB as deb-substvars(5) counts them: file systems differ in what a directory takes.
+fn size(path: &Path) -> Result<u64> {
+    if path.is_symlink() || !path.is_dir() {
+        return Ok(fs::symlink_metadata(path)?.len().div_ceil(1024));
+    }
+    fs::read_dir(path)?.try_fold(1, |sum, entry| Ok(sum + size(&entry?.path())?))
 }
 
 fn architecture() -> Result<String> {

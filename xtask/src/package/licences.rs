@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::shell::{output, top};
+use super::linked;
+use crate::shell::cargo_home;
 
 /// Beginnings of the names of files that hold a licence or a notice.
 const NAMES: [&str; 6] = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE", "UNLICENSE"];
@@ -20,18 +20,7 @@ pub fn text() -> Result<String> {
     let mut list = String::from("The crates in the executable, and their licences:\n\n");
     let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let sources = sources()?;
-    let mut tree = cargo();
-    // For the target that .cargo/config.toml names.
-    tree.args(["tree", "--locked", "--package", "puter", "--edges", "normal,no-proc-macro", "--prefix", "none"]);
-    tree.args(["--no-dedupe", "--format", "{p}|{l}"]).current_dir(top());
-    let mut lines: Vec<String> = output(&mut tree)?.lines().map(str::to_string).collect();
-    lines.sort();
-    lines.dedup();
-    for line in lines {
-        let Some((name, version, licence)) = parse(&line) else { continue };
-        if name == "puter" {
-            continue;
-        }
+    for linked::Crate { name, version, licence } in linked::crates()? {
         let full = format!("{name}-{version}");
         list.push_str(&format!("{full}: {licence}\n"));
         let dir = sources.iter().map(|source| source.join(&full)).find(|dir| dir.is_dir());
@@ -45,37 +34,16 @@ pub fn text() -> Result<String> {
             }
         }
     }
-    ensure!(!texts.is_empty(), "cargo names no crate of the executable");
+    ensure!(!texts.is_empty(), "no crate has a licence's text");
     for (text, crates) in texts {
         list.push_str(&format!("\n{}\n{}:\n\n{text}\n", "-".repeat(72), crates.join(", ")));
     }
     Ok(list)
 }
 
-/// The cargo that runs this, with its compiler: sudo's PATH may have neither.
-fn cargo() -> Command {
-    let Some(cargo) = std::env::var_os("CARGO").map(PathBuf::from) else { return Command::new("cargo") };
-    let former = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = cargo.parent().map(Path::to_path_buf).into_iter().chain(std::env::split_paths(&former));
-    let mut command = Command::new(&cargo);
-    if let Ok(path) = std::env::join_paths(dirs) {
-        command.env("PATH", path);
-    }
-    command
-}
-
-/// A line such as `ring v0.17.14|Apache-2.0 AND ISC`.
-fn parse(line: &str) -> Option<(&str, &str, &str)> {
-    let (package, licence) = line.split_once('|')?;
-    let mut words = package.split_whitespace();
-    Some((words.next()?, words.next()?.strip_prefix('v')?, licence))
-}
-
 /// Where cargo keeps the sources of registries.
 fn sources() -> Result<Vec<PathBuf>> {
-    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-    let dir = home.context("cannot tell where cargo keeps sources: HOME is not set")?.join("registry/src");
+    let dir = cargo_home()?.join("registry/src");
     let entries = fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))?;
     Ok(entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
 }
@@ -98,13 +66,6 @@ fn collect(dir: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_of_cargo_tree_are_understood() {
-        assert_eq!(parse("ring v0.17.14|Apache-2.0 AND ISC"), Some(("ring", "0.17.14", "Apache-2.0 AND ISC")));
-        assert_eq!(parse("puter v0.1.0 (/src/puter)|MIT"), Some(("puter", "0.1.0", "MIT")));
-        assert_eq!(parse(""), None);
-    }
 
     #[test]
     fn licences_are_found_also_of_what_a_crate_holds_of_others() {

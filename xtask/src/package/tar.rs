@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{Source, directory, gzip, licences, pages, put, put_page, read, set_mode, set_modes};
+use super::{Source, directory, gzip, pages, put, put_page, read, sbom, set_mode, set_modes};
 use crate::shell::{output, top};
 
 /// Makes `target/packages/puter-VERSION-ARCHITECTURE-linux.tar.gz`.
@@ -28,9 +28,13 @@ pub fn make(source: &Source) -> Result<PathBuf> {
         let from = top().join(file);
         put(&tree.join(from.file_name().unwrap_or_default()), read(&from)?)?;
     }
-    let rules = top().join("packaging/debian/puter/tree/usr/lib/udev/rules.d/60-puter.rules");
-    put(&tree.join("60-puter.rules"), read(&rules)?)?;
-    put(&tree.join("third-party-licences.gz"), gzip(licences::text()?.as_bytes())?)?;
+    let lib = top().join("packaging/debian/puter/tree/usr/lib");
+    put(&tree.join("60-puter.rules"), read(&lib.join("udev/rules.d/60-puter.rules"))?)?;
+    for unit in ["puterd@.service", "puterd@.socket"] {
+        put(&tree.join("systemd").join(unit), read(&lib.join("systemd/system").join(unit))?)?;
+    }
+    put(&tree.join("third-party-licences.gz"), &source.licences)?;
+    put(&tree.join(sbom::NAME), &source.bill)?;
     set_modes(&tree)?;
     for executable in ["puter-multi", "install.sh"] {
         set_mode(&tree.join(executable), 0o755)?;

@@ -118,7 +118,11 @@ struct Seen {
     directory: bool,
 }
 
-fn compare(before: &Ext4, after: &Ext4) -> Result<Vec<Change>> {
+/// Compares two file systems, which guests have written.
+///
+/// # Errors
+/// When one cannot be read, or holds more than one that is whole.
+pub fn compare(before: &Ext4, after: &Ext4) -> Result<Vec<Change>> {
     let mut walk = Walk { before, after, changes: Vec::new(), seen: 0 };
     walk.directory(&mut b"/".to_vec(), true, true, 0)?;
     Ok(walk.changes)

@@ -163,7 +163,7 @@ impl Fuzzer {
             let summary = said.lines().filter(|line| line.starts_with("Done ") || line.contains("new_units_added"));
             return Ok(summary.map(str::trim).collect::<Vec<_>>().join(", "));
         }
-        bail!("{target}: {status}; {}the log is {}\n{}", input(&said), log.display(), tail(&said))
+        bail!("{target}: {status}; {}the log is {}\n{}", input(&said), log.display(), reason(&said))
     }
 }
 
@@ -186,9 +186,12 @@ fn input(log: &str) -> String {
     format!("the input is {path}{shown}")
 }
 
-fn tail(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(25)..].join("\n")
+/// What a log says of a finding: the panic, or its last lines where there was none (too long, or too much memory).
+fn reason(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let panic = lines.iter().position(|line| line.contains("panicked at"));
+    let from = panic.unwrap_or(lines.len().saturating_sub(25));
+    lines[from..].iter().take(25).copied().collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -222,5 +225,10 @@ mod tests {
         fs::write(&path, vec![7; SHOWN + 1]).unwrap();
         assert_eq!(input(&log), format!("the input is {}; ", path.display()));
         assert_eq!(input("nothing of the kind"), "");
+        let log = format!("#1 INITED\nthread panicked at a.rs:1\nwhy\n{}", "frame\n".repeat(100));
+        assert!(
+            reason(&log).starts_with("thread panicked at a.rs:1\nwhy\nframe") && reason(&log).lines().count() == 25
+        );
+        assert_eq!(reason("#1\n#2"), "#1\n#2");
     }
 }

@@ -6,9 +6,9 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::sync::LazyLock;
 
-use ext4_view::{Ext4, Ext4Read};
+use ext4_view::Ext4Read;
 use puter::image::layers::{Converter, Limits, Options};
-use puter::vm::diff::{Change, Kind, compare};
+use puter::vm::diff::{Change, Kind, compare, load};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::{pieces, readable};
@@ -63,8 +63,8 @@ pub fn run(input: &[u8]) {
         let Some((offset, bytes)) = piece.split_first_chunk::<4>() else { continue };
         damage.push((u64::from(u32::from_be_bytes(*offset)) % WHOLE.0.len() as u64, bytes.to_vec()));
     }
-    let whole = Ext4::load(Box::new(Damaged(Vec::new()))).expect("a file system that is whole");
-    let Ok(other) = Ext4::load(Box::new(Damaged(damage))) else { return };
+    let whole = load(Damaged(Vec::new()), WHOLE.1).expect("a file system that is whole");
+    let Ok(other) = load(Damaged(damage), WHOLE.1) else { return };
     match (compare(&whole, &other), compare(&other, &whole)) {
         (Ok(there), Ok(back)) => {
             // The other way round, all is told the other way round.

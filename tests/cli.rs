@@ -117,6 +117,17 @@ fn a_failure_is_exit_code_1_with_a_reason_and_a_way_out() {
 }
 
 #[test]
+fn an_error_steers_no_terminal_whatever_it_repeats() {
+    let user = User::new();
+    let states = user.dir.path().join("h/state");
+    std::fs::create_dir_all(&states).unwrap();
+    std::fs::write(states.join("web.json"), r#"{"schema":1,"name":"web","id":1,"status":"\u001b[2J\u0007x"}"#).unwrap();
+    let output = user.run(&["info", "web"]);
+    let said = text(&output.stderr);
+    assert!(said.contains("unknown variant `x`") && !said.contains(['\x1b', '\x07']), "{}", said.escape_debug());
+}
+
+#[test]
 fn reports_are_json_when_asked() {
     let user = User::new();
     let json = |args: &[&str]| -> Value { serde_json::from_slice(&user.run(args).stdout).unwrap() };

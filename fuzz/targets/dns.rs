@@ -1,10 +1,7 @@
 //! A question of a guest and the answer of a server of the host: `length (two bytes), question, answer`.
 
-#![no_main]
-
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use libfuzzer_sys::fuzz_target;
 use puter::dns::{self, Names, Outcome};
 use puter::protocol::address::Subnet;
 use puter::protocol::ipv6::Network6;
@@ -48,7 +45,7 @@ impl Names for Web {
     }
 }
 
-fuzz_target!(|input: &[u8]| {
+pub fn run(input: &[u8]) {
     let Some((length, rest)) = input.split_first_chunk::<2>() else { return };
     let (question, answer) = rest.split_at(usize::from(u16::from_be_bytes(*length)).min(rest.len()));
     match dns::handle(question, &Web, Some(Ipv4Addr::new(10, 0, 0, 11).into())) {
@@ -73,4 +70,4 @@ fuzz_target!(|input: &[u8]| {
             }
         }
     }
-});
+}

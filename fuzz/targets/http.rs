@@ -1,13 +1,10 @@
 //! Bytes on puterd's socket, over a real pair of them.
 
-#![no_main]
-
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use libfuzzer_sys::fuzz_target;
 use puter::daemon::api::{ApiError, Backend};
 use puter::daemon::server;
 use puter::protocol::address::{Mac, Subnet, check_vm_name, tap_name};
@@ -52,7 +49,7 @@ impl Backend for All {
     }
 }
 
-fuzz_target!(|input: &[u8]| {
+pub fn run(input: &[u8]) {
     let (mut ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     // All of it fits the socket's buffer.
     ours.write_all(&input[..input.len().min(64 << 10)]).expect("room");
@@ -62,4 +59,4 @@ fuzz_target!(|input: &[u8]| {
     let mut answer = Vec::new();
     ours.read_to_end(&mut answer).expect("an answer");
     assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."), "{}", answer.escape_ascii());
-});
+}

@@ -1,13 +1,10 @@
 //! An image's layers, made into a file system: `length (two bytes), layer`, one after the other, each plain tar, gzip or
 //! zstd. What is accepted is read back by another implementation of ext4, and both must see the same.
 
-#![no_main]
-
 use std::fs::File;
 use std::io::Read;
 
 use ext4_view::{Ext4, Ext4Error};
-use libfuzzer_sys::fuzz_target;
 use puter::image::decompress::decompress;
 use puter::image::ext4::Tree;
 use puter::image::layers::{Converter, Limits, Options};
@@ -17,7 +14,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 const COMPARED: u64 = 1 << 20;
 const LIMITS: Limits = Limits { entries: 2000, bytes: 1 << 34, stored: 16 << 20 };
 
-fuzz_target!(|input: &[u8]| {
+pub fn run(input: &[u8]) {
     let image = File::from(memfd_create("image", MemfdFlags::CLOEXEC).expect("a memfd"));
     let options = Options { uuid: [7; 16], label: "fuzz".into(), spare: 0, limits: LIMITS };
     let mut converter = Converter::new(image.try_clone().expect("a file"), options).expect("a converter");
@@ -36,7 +33,7 @@ fuzz_target!(|input: &[u8]| {
     let Ok(tree) = converter.finish() else { return };
     assert_eq!(image.metadata().expect("a file").len(), tree.statistics().size);
     compare(&tree, &Ext4::load(Box::new(image)).expect("another implementation cannot read it"));
-});
+}
 
 /// Makes headers' sums right: a fuzzer does not find them.
 fn seal(layer: &mut [u8]) {

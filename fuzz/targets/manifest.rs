@@ -1,11 +1,8 @@
 //! A registry's JSON: manifests, indexes, configurations, and the index of a layout.
 
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
 use puter::image::manifest::{Document, MAX_MANIFEST, choose_tag, parse, parse_config};
 
-fuzz_target!(|input: &[u8]| {
+pub fn run(input: &[u8]) {
     for content_type in ["", "application/vnd.docker.distribution.manifest.v1+prettyjws"] {
         match parse(input, content_type, "amd64") {
             Ok(Document::Image(manifest)) => {
@@ -30,7 +27,7 @@ fuzz_target!(|input: &[u8]| {
             Err(error) => readable(&error),
         }
     }
-});
+}
 
 /// An error is one line that no terminal minds.
 fn readable(error: &anyhow::Error) {

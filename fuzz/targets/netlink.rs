@@ -1,19 +1,18 @@
 //! What the kernel answers, damaged: lists of links, addresses and routes, and errors.
 
-#![no_main]
-
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use libfuzzer_sys::fuzz_target;
 use puter::net::{address, link, message, route, socket};
 use puter::protocol::address::Subnet;
 
-fuzz_target!(|input: &[u8]| {
+pub fn run(input: &[u8]) {
     let mut total = 0;
     for answer in message::answers(input) {
         total += answer.body.len() + message::HEADER;
         assert!(total <= input.len());
         let _ = socket::check(&answer);
+        let attributes = message::attributes(answer.body, 4).map(|(_, payload)| payload.len() + 4).sum::<usize>();
+        assert!(attributes <= answer.body.len());
         if let Some(link) = link::decode(answer.body) {
             assert!(!link.name.is_empty() && !link.name.contains('\0'));
         }
@@ -32,4 +31,4 @@ fuzz_target!(|input: &[u8]| {
             let _ = (route.clashes("fd00::/64".parse().expect("a network")), route.to_string());
         }
     }
-});
+}

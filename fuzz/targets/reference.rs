@@ -1,11 +1,8 @@
 //! What a user writes for an image, and for a mirror.
 
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
 use puter::image::{Reference, parse_mirrors};
 
-fuzz_target!(|input: &[u8]| {
+pub fn run(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     match text.parse::<Reference>() {
         Ok(reference) => {
@@ -36,7 +33,7 @@ fuzz_target!(|input: &[u8]| {
         }
         Err(error) => readable(&error),
     }
-});
+}
 
 /// What becomes part of a URL and of a file's name.
 fn check(reference: &puter::image::reference::RegistryReference) {

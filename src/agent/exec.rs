@@ -19,9 +19,10 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::files::Guest;
+use super::request::{self, Typed};
 use super::server::Stream;
 use super::ssh::account;
-use crate::protocol::agent::{CHUNK, Exec, Input, MAX_LINE, Output, Window};
+use crate::protocol::agent::{CHUNK, Exec, MAX_LINE, Output, Window};
 
 /// Where programs are looked for.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -216,21 +217,20 @@ fn carry_in<S: Stream>(mut stream: BufReader<S>, mut stdin: Option<File>, termin
         if !read.is_ok_and(|length| length > 0) {
             return;
         }
-        let Ok(input) = serde_json::from_slice::<Input>(&line) else { return };
-        match input {
-            Input::Stdin(text) => {
-                let Ok(bytes) = STANDARD.decode(text) else { return };
+        let Some(typed) = request::typed(&line) else { return };
+        match typed {
+            Typed::Bytes(bytes) => {
                 // A program that reads no more is not to be ended for it.
                 if stdin.as_mut().is_some_and(|stdin| stdin.write_all(&bytes).is_err()) {
                     stdin = None;
                 }
             }
-            Input::StdinEnd => match terminal {
+            Typed::End => match terminal {
                 // As if the user had typed it (termios(3), VEOF).
                 Some(terminal) => drop(rustix::io::write(terminal.as_fd(), b"\x04")),
                 None => stdin = None,
             },
-            Input::Resize(size) => {
+            Typed::Resize(size) => {
                 if let Some(terminal) = terminal {
                     resize(terminal, size);
                 }

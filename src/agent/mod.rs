@@ -1,12 +1,13 @@
 //! `puter-agent`: in each guest, under systemd; answers the host on vsock.
 
 mod command;
-mod configure;
+pub mod configure;
 mod exec;
-mod files;
+pub mod files;
 mod identity;
 mod mounts;
 mod network;
+pub mod request;
 mod server;
 mod ssh;
 mod system;

@@ -8,21 +8,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Serialize;
 use vsock::VsockStream;
 
 use super::files::Guest;
+use super::request::{self, refusal};
 use super::{configure, exec};
 use crate::protocol::agent::{
-    BAD_REQUEST, Call, Error, Exec, FAILED, IDLE, MAX_CONNECTIONS, MAX_LINE, Pong, Response, UNKNOWN_METHOD,
-    UNSUPPORTED_VERSION, VERSION,
+    BAD_REQUEST, Call, Exec, FAILED, IDLE, MAX_CONNECTIONS, MAX_LINE, Pong, Response, VERSION,
 };
 
 /// Pause after a failed accept, so that a lack of file descriptors does not spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-/// The methods of [`Call`].
-const METHODS: [&str; 4] = ["ping", "configure", "shutdown", "exec"];
 
 /// A stream whose waits have limits.
 pub trait Stream: Read + Write + Send + Sized + 'static {
@@ -166,47 +163,19 @@ enum Then {
     Run(exec::Program),
 }
 
-#[derive(Deserialize)]
-struct Envelope {
-    #[serde(default)]
-    id: u64,
-    #[serde(default)]
-    version: u32,
-    #[serde(default)]
-    method: String,
-}
-
 fn answer(line: &[u8], guest: &Guest) -> (Response, Then) {
-    let mut value: Value = match serde_json::from_slice(line) {
-        Ok(value) => value,
-        Err(error) => return (refusal(0, BAD_REQUEST, format!("the line is not JSON: {error}")), Then::Go),
+    let (id, call) = match request::read(line) {
+        Ok(read) => read,
+        Err(refused) => return (*refused, Then::Go),
     };
-    let envelope = match Envelope::deserialize(&value) {
-        Ok(envelope) => envelope,
-        Err(error) => return (refusal(0, BAD_REQUEST, format!("the line is no request: {error}")), Then::Go),
-    };
-    let id = envelope.id;
-    if envelope.version > VERSION {
-        let why = format!("version {} is not known; this agent speaks {VERSION}", envelope.version);
-        return (refusal(id, UNSUPPORTED_VERSION, why), Then::Go);
-    }
-    if !METHODS.contains(&envelope.method.as_str()) {
-        let name: String = envelope.method.chars().take(64).collect();
-        return (refusal(id, UNKNOWN_METHOD, format!("this agent does not know the method '{name}'")), Then::Go);
-    }
-    // A method that takes nothing may be asked without `params`.
-    if let Some(request) = value.as_object_mut() {
-        request.entry("params").or_insert_with(|| Value::Object(Default::default()));
-    }
-    match Call::deserialize(&value) {
-        Ok(Call::Ping {}) => (reply(id, ping(guest)), Then::Go),
-        Ok(Call::Configure(wanted)) => (reply(id, configure::configure(guest, &wanted)), Then::Go),
-        Ok(Call::Shutdown {}) => {
+    match call {
+        Call::Ping {} => (reply(id, ping(guest)), Then::Go),
+        Call::Configure(wanted) => (reply(id, configure::configure(guest, &wanted)), Then::Go),
+        Call::Shutdown {} => {
             let then = if guest.is_real() { Then::PowerOff } else { Then::Go };
             (reply(id, Ok(serde_json::json!({}))), then)
         }
-        Ok(Call::Exec(wanted)) => (reply(id, Ok(serde_json::json!({}))), Then::Exec(wanted)),
-        Err(error) => (refusal(id, BAD_REQUEST, format!("the parameters do not fit: {error}")), Then::Go),
+        Call::Exec(wanted) => (reply(id, Ok(serde_json::json!({}))), Then::Exec(wanted)),
     }
 }
 
@@ -221,8 +190,4 @@ fn reply<T: Serialize>(id: u64, result: Result<T>) -> Response {
         Ok(value) => Response { id, result: Some(value), error: None },
         Err(error) => refusal(id, FAILED, format!("{error:#}")),
     }
-}
-
-fn refusal(id: u64, code: &str, message: String) -> Response {
-    Response { id, result: None, error: Some(Error { code: code.into(), message }) }
 }

@@ -39,6 +39,7 @@ use anyhow::{Result, anyhow};
 use argh::{ArgsInfo, FromArgs};
 
 use crate::USAGE;
+use crate::vm::files::plain;
 use crate::vm::home::Home;
 use crate::vm::lifecycle::{self, Context};
 use crate::vm::settings::Settings;
@@ -220,7 +221,8 @@ fn report(error: &anyhow::Error) -> ExitCode {
 fn show_error(error: &anyhow::Error) {
     let hint = error.downcast_ref::<Hinted>().map(|hinted| hinted.hint());
     progress::aside(|| {
-        eprintln!("puter: {error:#}");
+        // Its words may be a guest's, a registry's or those of a file.
+        eprintln!("puter: {}", plain(&format!("{error:#}")));
         if let Some(hint) = hint.or_else(|| crate::vm::files::disk_hint(error)) {
             eprintln!("hint: {hint}");
         }

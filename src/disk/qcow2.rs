@@ -165,6 +165,12 @@ pub fn grow(path: &Path, size: u64) -> Result<()> {
     let number = |at: usize, length: usize| head[at..at + length].iter().fold(0, |sum, &b| sum << 8 | u64::from(b));
     ensure!(number(20, 4) == u64::from(CLUSTER_BITS), "{} has clusters of another size than puter's", path.display());
     let (entries, table) = (number(36, 4), number(40, 8));
+    let length = file.metadata().with_context(what)?.len();
+    ensure!(
+        table.is_multiple_of(CLUSTER) && table > 0 && table.checked_add(entries * 8).is_some_and(|end| end <= length),
+        "{} has its table outside of the file",
+        path.display()
+    );
     let room = (entries * 8).next_multiple_of(CLUSTER) / 8;
     let needed = size.div_ceil(BYTES_PER_L1_ENTRY).max(entries);
     ensure!(
@@ -193,7 +199,10 @@ pub fn read_header(path: &Path) -> Result<Header> {
     let file = File::open(path).with_context(|| format!("cannot open the disk {}", path.display()))?;
     let mut head = Vec::new();
     file.take(CLUSTER).read_to_end(&mut head).with_context(|| format!("cannot read the disk {}", path.display()))?;
-    parse_header(&head).with_context(|| format!("{} is not a usable qcow2 disk", path.display()))
+    let mut header = parse_header(&head).with_context(|| format!("{} is not a usable qcow2 disk", path.display()))?;
+    // A relative name is one beside the disk (qcow2.txt, "Backing file name"), wherever this process is.
+    header.backing = header.backing.map(|backing| path.parent().unwrap_or(Path::new("")).join(backing));
+    Ok(header)
 }
 
 fn parse_header(head: &[u8]) -> Result<Header> {
@@ -297,6 +306,30 @@ mod tests {
         assert!(grow(&overlay, 1 << 30).unwrap_err().to_string().contains("cannot shrink"));
         assert!(grow(&overlay, 5 << 40).unwrap_err().to_string().contains("can grow to 4398046511104 bytes"));
         assert_eq!(read_header(&overlay).unwrap().size, 3 << 40);
+    }
+
+    #[test]
+    fn a_table_outside_of_the_file_is_refused_and_nothing_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = base(dir.path(), 1 << 20);
+        let overlay = dir.path().join("vm.qcow2");
+        for table in [0, 512, 1 << 40, u64::MAX - 0xffff] {
+            let _ = std::fs::remove_file(&overlay);
+            create_overlay(&overlay, &base, Format::Raw, 1 << 30).unwrap();
+            let file = File::options().write(true).open(&overlay).unwrap();
+            file.write_all_at(&table.to_be_bytes(), 40).unwrap();
+            let former = std::fs::read(&overlay).unwrap();
+            assert!(grow(&overlay, 20 << 30).unwrap_err().to_string().contains("outside of the file"), "{table}");
+            assert!(std::fs::read(&overlay).unwrap() == former);
+        }
+    }
+
+    #[test]
+    fn a_relative_base_is_beside_the_overlay() {
+        let dir = tempfile::tempdir().unwrap();
+        let overlay = dir.path().join("vm.qcow2");
+        std::fs::write(&overlay, overlay_bytes(Path::new("base.raw"), Format::Raw, 1 << 30).unwrap()).unwrap();
+        assert_eq!(read_header(&overlay).unwrap().backing, Some(dir.path().join("base.raw")));
     }
 
     #[test]

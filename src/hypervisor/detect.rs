@@ -115,7 +115,7 @@ fn cloud_hypervisor(path: PathBuf) -> Result<Kind> {
 }
 
 /// Reads `cloud-hypervisor v54.0` or `cloud-hypervisor v53.0-246-g01234567`.
-fn parse_version(text: &str) -> Option<(String, u32)> {
+pub fn parse_version(text: &str) -> Option<(String, u32)> {
     let version = text.lines().next()?.strip_prefix("cloud-hypervisor ")?.trim();
     let major = version.strip_prefix('v')?.split('.').next()?.parse().ok()?;
     let sane = version.len() < 64 && version.chars().all(|c| c.is_ascii_graphic());

@@ -25,7 +25,12 @@ pub fn read(path: &Path) -> Vec<Event> {
     if read.is_err() {
         return Vec::new();
     }
-    serde_json::Deserializer::from_slice(&bytes).into_iter().map_while(Result::ok).collect()
+    parse(&bytes)
+}
+
+/// The whole events at the beginning of these bytes.
+pub fn parse(bytes: &[u8]) -> Vec<Event> {
+    serde_json::Deserializer::from_slice(bytes).into_iter().map_while(Result::ok).collect()
 }
 
 /// Whether the machine has begun to run.

@@ -26,7 +26,7 @@ use crate::watch::{self, Watch};
 
 pub use arguments::{Disk, DiskFormat, Machine, MemoryMode, Net, Restore, Serial, Share, Vsock};
 pub use client::{Client, State};
-pub use detect::{Kind, MINIMUM_VERSION, Setting, detect};
+pub use detect::{Kind, MINIMUM_VERSION, Setting, detect, parse_version};
 
 /// A command line for a hypervisor, ready to run: what one process makes for another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -43,7 +43,6 @@ pub struct Own {
 pub fn prepare(source: &Path, target: &Path, own: &Own, map: bool) -> Result<()> {
     let mut config = read(&source.join(CONFIG))?;
     adopt(&mut config, own).with_context(|| format!("{} is not understood", source.join(CONFIG).display()))?;
-    fs::DirBuilder::new().mode(0o700).create(target).with_context(|| format!("cannot make {}", target.display()))?;
     let memory = source.join(MEMORY);
     let state = match map {
         true => {
@@ -54,6 +53,7 @@ pub fn prepare(source: &Path, target: &Path, own: &Own, map: bool) -> Result<()>
         }
         false => None,
     };
+    fs::DirBuilder::new().mode(0o700).create(target).with_context(|| format!("cannot make {}", target.display()))?;
     for name in FILES {
         let (from, to) = (source.join(name), target.join(name));
         match (name, &state) {
@@ -83,7 +83,7 @@ fn write(path: &Path, value: &Value) -> Result<()> {
 fn adopt(config: &mut Value, own: &Own) -> Result<()> {
     fn only<'a>(config: &'a mut Value, list: &str) -> Result<&'a mut Value> {
         match config.get_mut(list).and_then(Value::as_array_mut).map(Vec::as_mut_slice) {
-            Some([one]) => Ok(one),
+            Some([one]) if one.is_object() => Ok(one),
             _ => bail!("it does not name one of '{list}'"),
         }
     }
@@ -106,7 +106,8 @@ fn adopt(config: &mut Value, own: &Own) -> Result<()> {
 /// The file holds the ranges one after another, and a zone's regions are mapped from the offsets that
 /// `guest_ram_mappings` names (cloud-hypervisor's vmm/src/memory_manager.rs).
 fn map_memory(config: &mut Value, state: &mut Value, file: &Path) -> Result<()> {
-    let data = &mut state["snapshots"]["memory-manager"]["snapshot_data"]["state"];
+    let data = state.pointer_mut("/snapshots/memory-manager/snapshot_data/state");
+    let data = data.context("it tells nothing of the memory")?;
     let text = data.as_str().context("it tells nothing of the memory")?;
     let mut manager: Value = serde_json::from_str(text).context("what it tells of the memory is no JSON")?;
     let ranges = manager["memory_ranges"]["data"].as_array().cloned().context("it names no ranges of memory")?;
@@ -235,6 +236,10 @@ mod tests {
         assert!(wrong(&text(CONFIG, "{"), false).contains("cannot read"));
         assert!(wrong(&text(CONFIG, "[]"), false).contains("'disks'"));
         assert!(wrong(&text(CONFIG, r#"{"disks":[{},{}]}"#), false).contains("'disks'"));
-        assert!(wrong(&text(STATE, "{}"), true).contains("nothing of the memory"));
+        assert!(wrong(&text(CONFIG, r#"{"disks":[{}],"net":[7]}"#), false).contains("'net'"));
+        for state in ["{}", "[]", "7", r#"{"snapshots":7}"#, r#"{"snapshots":{"memory-manager":[]}}"#] {
+            assert!(wrong(&text(STATE, state), true).contains("nothing of the memory"));
+            assert!(!dir.path().join("t").exists(), "what is refused leaves nothing");
+        }
     }
 }

@@ -14,7 +14,7 @@ const MAX_TOKEN_ANSWER: u64 = 1 << 20;
 
 /// One challenge of a `WWW-Authenticate` header.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Challenge {
+pub struct Challenge {
     /// The scheme, lower case.
     pub scheme: String,
     /// Its parameters, names lower case.
@@ -22,13 +22,14 @@ pub(crate) struct Challenge {
 }
 
 impl Challenge {
+    /// The parameter of this name, which is in lower case.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 }
 
 /// Parses a `WWW-Authenticate` value, which may hold several challenges.
-pub(crate) fn parse_challenges(header: &str) -> Vec<Challenge> {
+pub fn parse_challenges(header: &str) -> Vec<Challenge> {
     let is_token = |letter: char| letter.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~/".contains(letter);
     let mut challenges: Vec<Challenge> = vec![];
     let mut rest = header;

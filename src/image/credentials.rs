@@ -25,7 +25,7 @@ const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A stored login.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) enum Credentials {
+pub enum Credentials {
     /// For Basic authentication, at the registry or at its token server.
     Password { user: String, password: String },
     /// An OAuth refresh token, to be changed for an access token.
@@ -93,11 +93,7 @@ pub(crate) fn find(reference: &RegistryReference) -> Result<Option<Credentials>>
         if bytes.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        // The parser's own words could quote a secret.
-        let Ok(parsed) = serde_json::from_slice::<AuthFile>(&bytes) else {
-            bail!("{} is no valid auth file (JSON expected): mend it or move it away", file.display());
-        };
-        let found = find_in(&parsed, reference, &run_helper).with_context(|| format!("in {}", file.display()))?;
+        let found = find_in(&bytes, reference, &run_helper).with_context(|| format!("in {}", file.display()))?;
         if found.is_some() {
             return Ok(found);
         }
@@ -114,11 +110,20 @@ fn read_limited(file: &Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn find_in(
-    file: &AuthFile,
+/// The login that an auth file has for an image's registry. `helper` asks a credential helper, by its name, for that of a
+/// server.
+///
+/// # Errors
+/// When the file is none, or the helper fails.
+pub fn find_in(
+    file: &[u8],
     reference: &RegistryReference,
     helper: &dyn Fn(&str, &str) -> Result<Option<Credentials>>,
 ) -> Result<Option<Credentials>> {
+    // The parser's own words could quote a secret.
+    let Ok(file) = serde_json::from_slice::<AuthFile>(file) else {
+        bail!("it is no valid auth file (JSON expected): mend it or move it away");
+    };
     let registry = reference.registry.to_ascii_lowercase();
     let registry = registry.as_str();
     let is_hub = registry == "docker.io";
@@ -180,13 +185,6 @@ fn run_helper(name: &str, server: &str) -> Result<Option<Credentials>> {
 }
 
 fn ask_helper(program: &str, server: &str, limit: Duration) -> Result<Option<Credentials>> {
-    #[derive(Deserialize)]
-    struct Answer {
-        #[serde(rename = "Username")]
-        username: String,
-        #[serde(rename = "Secret")]
-        secret: String,
-    }
     let mut child = Command::new(program)
         .arg("get")
         .stdin(Stdio::piped())
@@ -227,10 +225,20 @@ fn ask_helper(program: &str, server: &str, limit: Duration) -> Result<Option<Cre
         }
         bail!("{program} failed ({status}): run it by hand to see why");
     }
-    let Ok(answer) = serde_json::from_slice::<Answer>(&output) else {
-        bail!("{program} answered with something that is no login");
-    };
-    Ok(match answer.username.as_str() {
+    helper_answer(&output).with_context(|| format!("{program} answered with something that is no login"))
+}
+
+/// The login that a credential helper printed; `None` within where it has none, and nothing where it is no answer.
+pub fn helper_answer(output: &[u8]) -> Option<Option<Credentials>> {
+    #[derive(Deserialize)]
+    struct Answer {
+        #[serde(rename = "Username")]
+        username: String,
+        #[serde(rename = "Secret")]
+        secret: String,
+    }
+    let answer: Answer = serde_json::from_slice(output).ok()?;
+    Some(match answer.username.as_str() {
         "" if answer.secret.is_empty() => None,
         "<token>" => Some(Credentials::IdentityToken(answer.secret)),
         _ => Some(Credentials::Password { user: answer.username, password: answer.secret }),
@@ -250,12 +258,11 @@ mod tests {
     }
 
     fn look(file: &str, reference: &str) -> Option<Credentials> {
-        let file = serde_json::from_str(file).unwrap();
         let helper = |name: &str, server: &str| match name {
             "empty" => Ok(None),
             _ => Ok(Some(Credentials::IdentityToken(format!("{name} {server}")))),
         };
-        find_in(&file, &registry(reference), &helper).unwrap()
+        find_in(file.as_bytes(), &registry(reference), &helper).unwrap()
     }
 
     fn password(user: &str, password: &str) -> Option<Credentials> {

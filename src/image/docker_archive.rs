@@ -20,7 +20,7 @@ const MAX_EXTENSION: u64 = 1 << 20;
 
 /// What lies at a path inside the archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Member {
+pub enum Member {
     File {
         offset: u64,
         length: u64,
@@ -90,8 +90,8 @@ fn choose<'a>(entries: &'a [Entry], tag: Option<&str>) -> Result<&'a Entry> {
     }
 }
 
-/// Where the content of `name` lies.
-fn resolve(members: &BTreeMap<String, Member>, name: &str) -> Option<(u64, u64)> {
+/// Where the content of `name` lies: offset and length.
+pub fn resolve(members: &BTreeMap<String, Member>, name: &str) -> Option<(u64, u64)> {
     let mut name = name.to_string();
     for _ in 0..4 {
         match members.get(&name)? {
@@ -114,7 +114,10 @@ fn resolve(members: &BTreeMap<String, Member>, name: &str) -> Option<(u64, u64)>
 }
 
 /// Lists the archive's members (POSIX.1-2017 pax, "ustar Interchange Format", and GNU's long names).
-fn scan(reader: &mut (impl Read + Seek), size: u64) -> Result<BTreeMap<String, Member>> {
+///
+/// # Errors
+/// When it is no archive, is cut off, or holds more than an image does.
+pub fn scan(reader: &mut (impl Read + Seek), size: u64) -> Result<BTreeMap<String, Member>> {
     let mut members = BTreeMap::new();
     let mut position = 0_u64;
     let mut name: Option<String> = None;

@@ -1,13 +1,13 @@
 //! Images: references, registries, the local store, and the file system made of an image's layers.
 
 mod arrival;
-mod auth;
+pub mod auth;
 mod blob;
 mod convert;
-mod credentials;
+pub mod credentials;
 pub mod decompress;
 pub mod digest;
-mod docker_archive;
+pub mod docker_archive;
 pub mod ext4;
 mod files;
 mod filesystem;
@@ -27,7 +27,7 @@ mod source;
 pub mod store;
 pub mod tar;
 mod tls;
-mod url;
+pub mod url;
 
 pub use digest::Digest;
 pub use mirror::{Mirrors, parse_mirrors};

@@ -283,7 +283,12 @@ impl Store {
     fn names(&self) -> Result<BTreeMap<Digest, Vec<Reference>>> {
         let mut names: BTreeMap<Digest, Vec<Reference>> = BTreeMap::new();
         let path = self.directory.root.join("refs");
-        for entry in fs::read_dir(&path).with_context(|| format!("cannot read {}", path.display()))?.flatten() {
+        let entries = match fs::read_dir(&path) {
+            // Who was killed when it made the store has made no names.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(names),
+            other => other.with_context(|| format!("cannot read {}", path.display()))?,
+        };
+        for entry in entries.flatten() {
             let named = fs::read(entry.path()).ok().and_then(|bytes| serde_json::from_slice::<Named>(&bytes).ok());
             if let Some(named) = named {
                 names.entry(named.digest).or_default().push(named.reference);
@@ -321,4 +326,17 @@ fn size_on_disk(path: &Path) -> u64 {
         return data.blocks().saturating_mul(512);
     }
     fs::read_dir(path).into_iter().flatten().flatten().map(|entry| size_on_disk(&entry.path())).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_whose_making_was_cut_off_holds_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("disks")).unwrap();
+        assert!(Store::look(dir.path()).unwrap().list().unwrap().is_empty());
+        assert!(Store::open(dir.path()).unwrap().list().unwrap().is_empty());
+    }
 }

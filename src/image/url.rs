@@ -14,7 +14,7 @@ const MAX_PATH: usize = 16 << 10;
 
 /// An absolute `http` or `https` URL without user name or fragment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Url {
+pub struct Url {
     /// `https`, else `http`.
     pub tls: bool,
     /// `host` or `host:port`, lower case.
@@ -25,6 +25,9 @@ pub(crate) struct Url {
 
 impl Url {
     /// Parses an absolute URL.
+    ///
+    /// # Errors
+    /// When it is none, or one that no registry needs.
     pub fn parse(text: &str) -> Result<Url> {
         let lower = text.get(..8).unwrap_or(text).to_ascii_lowercase();
         let (tls, rest) = if lower.starts_with("https://") {
@@ -53,6 +56,9 @@ impl Url {
     }
 
     /// Where a `Location` header of an answer from here points to (RFC 3986 section 5, without dot segments).
+    ///
+    /// # Errors
+    /// As for [`Url::parse`].
     pub fn join(&self, location: &str) -> Result<Url> {
         let scheme = if self.tls { "https:" } else { "http:" };
         if location.contains("://") && !location.starts_with(['/', '?']) {

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::de::DeserializeOwned;
 
 use super::files::plain;
@@ -24,8 +24,12 @@ impl Agent {
     /// # Errors
     /// When nobody listens behind the socket within `timeout`: while the guest boots that is the usual answer.
     pub fn connect(socket: &Path, timeout: Duration) -> Result<Agent> {
-        let stream = vsock::connect(socket, PORT, timeout, super::cancel::flag())?;
-        Ok(Agent { stream: BufReader::new(stream), next: 1 })
+        Ok(Agent::over(vsock::connect(socket, PORT, timeout, super::cancel::flag())?))
+    }
+
+    /// The agent at the other end of a connection.
+    pub fn over(stream: UnixStream) -> Agent {
+        Agent { stream: BufReader::new(stream), next: 1 }
     }
 
     /// As [`Agent::connect`], and sees that the agent answers. A guest that just went on after a snapshot or a restore may
@@ -101,11 +105,11 @@ impl Agent {
         self.stream.get_ref().set_write_timeout(Some(timeout))?;
         self.stream.get_mut().write_all(&line).context("cannot write to the agent")?;
         let line = self.read_line(timeout)?;
-        let response: Response = serde_json::from_slice(&line).context("the agent's answer is not understood")?;
+        let response: Response = understood("the agent's answer", serde_json::from_slice(&line))?;
         ensure!(response.id == id, "the agent answered request {} instead of {id}", response.id);
         match (response.result, response.error) {
             (_, Some(error)) => bail!("the agent says: {}", printable(&error.message)),
-            (Some(result), None) => serde_json::from_value(result).context("the agent's answer is not understood"),
+            (Some(result), None) => understood("the agent's answer", serde_json::from_value(result)),
             (None, None) => bail!("the agent's answer is empty"),
         }
     }
@@ -152,7 +156,31 @@ pub mod lines {
     }
 }
 
+/// What was read, or that it is not understood: the parser's words repeat those of the guest.
+pub(super) fn understood<T>(what: &str, read: serde_json::Result<T>) -> Result<T> {
+    read.map_err(|error| anyhow!("{what} is not understood: {}", printable(&error.to_string())))
+}
+
 /// The text without anything that could steer a terminal, and not too long.
 pub fn printable(text: &str) -> String {
     plain(text).chars().take(4096).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_says_of_itself_steers_no_terminal() {
+        for (said, tells) in [
+            (r#"{"id":1,"result":{"\u001b]0;x\u0007":1}}"#, "the agent's answer is not understood"),
+            (r#"{"id":1,"error":{"code":"failed","message":"a\u001b[2Jb\u0007"}}"#, "the agent says: ab"),
+            (r#"{"id":1,"error":{"code":7,"message":""},"result":"\u009b"}"#, "the agent's answer is not understood"),
+        ] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            writeln!(theirs, "{said}").unwrap();
+            let error = format!("{:#}", Agent::over(ours).ping(Duration::from_secs(5)).unwrap_err());
+            assert!(error.contains(tells) && !error.contains(char::is_control), "{}", error.escape_debug());
+        }
+    }
 }

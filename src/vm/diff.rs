@@ -74,8 +74,8 @@ impl Side {
             Side::Stopped(vm) => (vm.overlay.clone(), vm.name.clone()),
         };
         let chain = Chain::open(&disk)?;
-        let opened = Ext4::load(Box::new(Disk(chain)));
-        opened.map_err(|error| anyhow!("the root file system of {what} cannot be read: {error}"))
+        let size = chain.size();
+        load(Disk(chain), size).with_context(|| format!("the root file system of {what} cannot be read"))
     }
 
     fn memory(&self, home: &Home) -> Option<u64> {
@@ -94,6 +94,24 @@ impl Ext4Read for Disk {
         end.ok_or("it lies beyond the disk's end")?;
         Ok(self.0.read_at(buffer, start)?)
     }
+}
+
+/// Opens a file system on a disk of `size` bytes, which a guest has written. The reader makes room for as many groups as the
+/// superblock names (ext4(5); kernel docs, "The Super Block"): more than the disk holds are refused before.
+///
+/// # Errors
+/// When it is none, or is damaged.
+pub fn load(mut disk: impl Ext4Read + 'static, size: u64) -> Result<Ext4> {
+    /// mke2fs makes none with fewer.
+    const LEAST_IN_GROUP: u32 = 256;
+    let mut superblock = [0; 1024];
+    disk.read(1024, &mut superblock).map_err(|error| anyhow!("{error}"))?;
+    let number = |at: usize| superblock[at..at + 4].iter().rev().fold(0_u32, |sum, &byte| sum << 8 | u32::from(byte));
+    let blocks = u64::from(number(0x150)) << 32 | u64::from(number(4));
+    let block = 1024_u64.checked_shl(number(0x18)).filter(|block| (1024..=65_536).contains(block));
+    let whole = block.and_then(|block| blocks.checked_mul(block)).is_some_and(|bytes| bytes <= size);
+    ensure!(whole && number(0x20) >= LEAST_IN_GROUP, "its superblock names more than the disk holds");
+    Ext4::load(Box::new(disk)).map_err(|error| anyhow!("{error}"))
 }
 
 /// Compares two snapshots, or a snapshot and the disk of a stopped VM.
@@ -118,7 +136,11 @@ struct Seen {
     directory: bool,
 }
 
-fn compare(before: &Ext4, after: &Ext4) -> Result<Vec<Change>> {
+/// Compares two file systems, which guests have written.
+///
+/// # Errors
+/// When one cannot be read, or holds more than one that is whole.
+pub fn compare(before: &Ext4, after: &Ext4) -> Result<Vec<Change>> {
     let mut walk = Walk { before, after, changes: Vec::new(), seen: 0 };
     walk.directory(&mut b"/".to_vec(), true, true, 0)?;
     Ok(walk.changes)
@@ -200,5 +222,27 @@ fn seen(metadata: &Metadata, link: Option<Vec<u8>>) -> Seen {
         modified: (!directory).then(|| (modified.seconds(), modified.nanoseconds())),
         link,
         directory,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_superblock_that_names_more_than_the_disk_holds_is_refused() {
+        let disk = |blocks: u32, in_group: u32| {
+            let mut bytes = vec![0_u8; 64 << 10];
+            bytes[1024 + 4..][..4].copy_from_slice(&blocks.to_le_bytes());
+            bytes[1024 + 0x20..][..4].copy_from_slice(&in_group.to_le_bytes());
+            bytes[1024 + 0x38..][..2].copy_from_slice(&0xef53_u16.to_le_bytes());
+            let size = bytes.len() as u64;
+            load(bytes, size).map(drop).unwrap_err().to_string()
+        };
+        for (blocks, in_group) in [(u32::MAX, 8192), (65, 8192), (64, 1)] {
+            assert!(disk(blocks, in_group).contains("more than the disk holds"), "{blocks} {in_group}");
+        }
+        assert!(!disk(64, 8192).contains("more than the disk holds"));
+        assert!(load(vec![0; 10], 10).is_err());
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::agent::{Agent, lines};
+use super::agent::{Agent, lines, understood};
 use super::home::Home;
 use crate::protocol::agent::{CHUNK, Exec, Input, Output, Window};
 
@@ -31,11 +31,8 @@ pub struct Keyboard(Arc<Mutex<UnixStream>>);
 /// # Errors
 /// When the agent cannot be reached or refuses.
 pub fn start(home: &Home, vm: &str, wanted: Exec) -> Result<Running> {
-    let mut agent = Agent::reach(&home.vsock(vm), START_TIMEOUT).with_context(|| format!("cannot reach '{vm}'"))?;
-    agent.exec(wanted, START_TIMEOUT)?;
-    let stream = agent.into_stream()?;
-    let input = Keyboard(Arc::new(Mutex::new(stream.get_ref().try_clone()?)));
-    Ok(Running { stream, input })
+    let agent = Agent::reach(&home.vsock(vm), START_TIMEOUT).with_context(|| format!("cannot reach '{vm}'"))?;
+    Running::begin(agent, wanted)
 }
 
 impl Keyboard {
@@ -88,6 +85,17 @@ impl Keyboard {
 }
 
 impl Running {
+    /// Has this agent start a program; its connection is the program's from then on.
+    ///
+    /// # Errors
+    /// When the agent refuses.
+    pub fn begin(mut agent: Agent, wanted: Exec) -> Result<Running> {
+        agent.exec(wanted, START_TIMEOUT)?;
+        let stream = agent.into_stream()?;
+        let input = Keyboard(Arc::new(Mutex::new(stream.get_ref().try_clone()?)));
+        Ok(Running { stream, input })
+    }
+
     /// Where its input goes.
     pub fn keyboard(&self) -> Keyboard {
         self.input.clone()
@@ -102,7 +110,7 @@ impl Running {
             let Some(line) = lines::next(&mut self.stream)? else {
                 bail!("the connection to the guest broke off before the program ended");
             };
-            match serde_json::from_slice(&line).context("the guest's output is not understood")? {
+            match understood("the guest's output", serde_json::from_slice(&line))? {
                 Output::Stdout(text) => put(stdout, &text)?,
                 Output::Stderr(text) => put(stderr, &text)?,
                 Output::Exit(code) => return Ok(code),
@@ -114,4 +122,21 @@ impl Running {
 fn put(to: &mut dyn Write, text: &str) -> Result<()> {
     let bytes = STANDARD.decode(text).context("the guest's output is not base64")?;
     to.write_all(&bytes).and_then(|()| to.flush()).context("cannot write the output")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_of_no_kind_is_an_error_that_steers_no_terminal() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let lines = "{\"id\":1,\"result\":{}}\n{\"stdout\":\"b2s=\"}\n{\"\\u001b]0;x\\u0007\":\"\"}\n";
+        theirs.write_all(lines.as_bytes()).unwrap();
+        let running = Running::begin(Agent::over(ours), Exec::default()).unwrap();
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let error = format!("{:#}", running.attend(&mut stdout, &mut stderr).unwrap_err());
+        assert_eq!((stdout.as_slice(), stderr.as_slice()), (&b"ok"[..], &b""[..]));
+        assert!(error.contains("unknown variant") && !error.contains(char::is_control), "{}", error.escape_debug());
+    }
 }

@@ -50,6 +50,11 @@ pub fn public(home: &Home) -> Result<String> {
 /// # Errors
 /// When the file cannot be written.
 pub fn remember_host(home: &Home, vm: &str, host_keys: &[String]) -> Result<()> {
+    write_atomic(&home.known_hosts(vm), known_hosts(vm, host_keys).as_bytes())
+}
+
+/// The VM's known_hosts: a line for each key that is one.
+pub fn known_hosts(vm: &str, host_keys: &[String]) -> String {
     let mut text = String::new();
     for key in host_keys {
         // The lines come from the guest: take the type and the key, and nothing that could begin another line.
@@ -62,7 +67,7 @@ pub fn remember_host(home: &Home, vm: &str, host_keys: &[String]) -> Result<()> 
             text.push_str(&format!("{vm} {kind} {blob}\n"));
         }
     }
-    write_atomic(&home.known_hosts(vm), text.as_bytes())
+    text
 }
 
 /// A VM's part of ssh_config(5), under these names: the options that `puter ssh` gives on its command line.

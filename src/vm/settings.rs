@@ -106,10 +106,14 @@ impl Settings {
             None => String::new(),
         };
         let name = path.unwrap_or_default();
-        Settings::from_parts(&text, &name, |key| std::env::var(key).ok().filter(|v| !v.is_empty()))
+        Settings::parse(&text, &name, |key| std::env::var(key).ok().filter(|v| !v.is_empty()))
     }
 
-    fn from_parts(text: &str, file_name: &Path, env: impl Fn(&str) -> Option<String>) -> Result<Settings> {
+    /// Makes settings of a file's text and the environment.
+    ///
+    /// # Errors
+    /// As for [`Settings::load`].
+    pub fn parse(text: &str, file_name: &Path, env: impl Fn(&str) -> Option<String>) -> Result<Settings> {
         let file: File = toml::from_str(text)
             .with_context(|| format!("the settings file {} cannot be used", file_name.display()))
             .hint("correct the line or remove it; puter.toml(5) describes the settings")?;
@@ -251,7 +255,7 @@ mod tests {
 
     fn load(text: &str, env: &[(&str, &str)]) -> Result<Settings> {
         let env: Vec<(String, String)> = env.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-        Settings::from_parts(text, Path::new("config.toml"), move |key| {
+        Settings::parse(text, Path::new("config.toml"), move |key| {
             env.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone())
         })
     }

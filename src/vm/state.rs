@@ -13,6 +13,7 @@ use super::home::Home;
 use super::machine::{Action, Command, Event, Refusal, State};
 use super::port::Forward;
 use super::records;
+use super::snapshots::check_name;
 use crate::hypervisor::process;
 use crate::protocol::address::{Mac, Subnet, check_vm_name};
 use crate::protocol::daemon::Membership;
@@ -119,11 +120,29 @@ pub struct Vm {
 
 /// Names a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "Written")]
 pub struct Origin {
     /// The VM that it was taken of.
     pub vm: String,
     /// Its directory's name.
     pub id: String,
+}
+
+/// An origin as a file has it: only with names that cannot lead out of the snapshots' directory it is one.
+#[derive(Deserialize)]
+struct Written {
+    vm: String,
+    id: String,
+}
+
+impl TryFrom<Written> for Origin {
+    type Error = String;
+
+    fn try_from(Written { vm, id }: Written) -> Result<Origin, String> {
+        check_vm_name(&vm)?;
+        check_name(&id)?;
+        Ok(Origin { vm, id })
+    }
 }
 
 impl std::fmt::Display for Origin {
@@ -479,6 +498,18 @@ pub(crate) mod tests {
         assert!(text.as_object_mut().unwrap().remove("ports").is_some());
         std::fs::write(home.state("web"), text.to_string()).unwrap();
         assert_eq!(Vm::load(&home, "web").unwrap(), Some(vm));
+    }
+
+    #[test]
+    fn an_origin_leads_nowhere_else() {
+        let read = |vm: &str, id: &str| {
+            serde_json::from_value::<Origin>(serde_json::json!({ "vm": vm, "id": id }))
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(read("web", "1").unwrap(), Origin { vm: "web".into(), id: "1".into() });
+        for (vm, id) in [("..", "1"), ("web", ".."), ("web", "../../x"), ("web", "/x"), ("web", ""), ("web", ".lock")] {
+            assert!(read(vm, id).is_err(), "{vm} {id}");
+        }
     }
 
     #[test]

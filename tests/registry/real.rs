@@ -301,7 +301,7 @@ fn a_registry_with_passwords_wants_the_stored_login() {
         assert!(error.contains(&format!("refuses the stored login of '{USER}'")), "{error}");
         login("{".into());
         let error = pull(&store, &reference, &options()).unwrap_err();
-        assert!(error.contains("auth.json is no valid auth file"), "{error}");
+        assert!(error.contains("auth.json: it is no valid auth file"), "{error}");
         assert_eq!(files(&store), [""; 0]);
 
         login(format!(r#"{{"auths":{{"{address}":{{"auth":"{}"}}}}}}"#, encoded(PASSWORD)));

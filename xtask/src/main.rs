@@ -80,11 +80,11 @@ struct Bench {
     what: Option<String>,
 }
 
-/// Throw damaged bytes at what reads a guest's, the network's and the kernel's.
+/// Throw damaged bytes at what reads those of guests, images, other programs and the network, and puter's own files.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "fuzz")]
 struct Fuzz {
-    /// what reads them: dhcp, dns, http or netlink (default: each in turn)
+    /// what reads them, as the files in fuzz/targets are called (default: each in turn)
     #[argh(positional)]
     target: Option<String>,
     /// seconds for each (default: 60)

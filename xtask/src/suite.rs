@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::shell::top;
-use crate::{build, packages};
+use crate::{build, fuzz, packages};
 
 /// Runs all tests, as root where they need it; `filter` picks those whose name contains it.
 ///
@@ -52,8 +52,15 @@ pub fn run(filter: Option<&str>) -> Result<()> {
         std::io::stdout().flush()?;
     }
     let status = child.wait()?;
+    let failed = totals.failed;
+    fuzz::briefly(filter, &mut |line| {
+        line.lines().for_each(|line| totals.add(line));
+        println!("{line}");
+    })?;
+    let findings = totals.failed - failed;
     println!("\n{} passed, {} failed", totals.passed, totals.failed);
     ensure!(status.success(), "the tests failed ({status})");
+    ensure!(findings == 0, "{findings} targets of fuzz/ have found something: see above");
     ensure!(totals.passed > 0, "no test ran");
     Ok(())
 }

@@ -3,10 +3,10 @@
 //! For hosts without KVM. It runs QEMU and `vhost-device-vsock` as its children, which die with it, and ends when the
 //! guest powers off, as cloud-hypervisor does.
 
-mod config;
-mod events;
+pub mod config;
+pub mod events;
 mod qemu;
-mod qmp;
+pub mod qmp;
 mod relay;
 mod running;
 mod server;

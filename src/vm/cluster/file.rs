@@ -83,7 +83,11 @@ fn read_text(path: &Path, most: u64) -> Result<String> {
     Ok(text)
 }
 
-fn parse(text: &str, name: Option<&str>, script: &dyn Fn(&str) -> Result<String>) -> Result<Cluster> {
+/// Makes a cluster of such a file's text; `script` gives what is in a script beside it.
+///
+/// # Errors
+/// As for [`read`].
+pub fn parse(text: &str, name: Option<&str>, script: &dyn Fn(&str) -> Result<String>) -> Result<Cluster> {
     let written: Written =
         toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", error.to_string().trim_end())).hint(
             "a role is a part such as [roles.web], with count, image, cpus, memory, disk, publish, isolate, run, script, \

@@ -15,7 +15,7 @@ mod wait;
 
 pub use apply::{Applied, apply, check_plan, compare};
 pub use delete::{delete, scale};
-pub use file::read;
+pub use file::{parse, read};
 pub use inventory::{Format, inventory};
 pub use model::{Cluster, MOST_MEMBERS, Member, Role, SCHEMA, Target};
 pub use plan::{Action, Change, Plan, Planned, RoleChange, Takes};

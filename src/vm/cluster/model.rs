@@ -9,6 +9,7 @@ use crate::protocol::address::{DOMAIN, HOST, MAX_VM_NAME, check_vm_name};
 use crate::protocol::daemon::Membership;
 use crate::vm::Hint;
 use crate::vm::port::{self, Forward};
+use crate::vm::snapshots::check_name;
 
 /// Version of the record's layout; a newer one is never touched.
 pub const SCHEMA: u32 = 1;
@@ -171,6 +172,14 @@ impl Cluster {
         if let Some((one, other)) = taken {
             let (what, port) = (format!("{one} and {other}"), one.host_port);
             return Err(wrong(format!("{what} cannot both have port {port} of the host"), "give each its own"));
+        }
+        // They become names of directories.
+        for cut in &self.snapshots {
+            check_name(&cut.name).map_err(anyhow::Error::msg)?;
+            for (member, id) in &cut.members {
+                let names = check_vm_name(&vm_name(&self.name, member)).and_then(|()| check_name(id));
+                names.map_err(|why| anyhow!("the snapshot '{}': {why}", cut.name))?;
+            }
         }
         self.waves().map(drop)
     }

@@ -122,6 +122,7 @@ fn lock(home: &Home, name: &str) -> Result<Lock> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::cluster::Cut;
     use crate::vm::cluster::model::tests::{cluster, role};
     use crate::vm::state::tests::sample;
 
@@ -135,11 +136,20 @@ mod tests {
         assert_eq!(Cluster::load(&home, "shop").unwrap(), Some(shop.clone()));
         assert_eq!(Cluster::load(&home, "absent").unwrap(), None);
         let text = std::fs::read_to_string(home.cluster("shop")).unwrap();
+        let away = Cut {
+            name: "v1".into(),
+            created: 0,
+            roles: shop.roles.clone(),
+            members: [("web1".to_string(), "../../..".to_string())].into(),
+        };
+        let lost = Cluster { name: "lost".into(), snapshots: vec![away], ..shop.clone() };
+        let lost = serde_json::to_string(&lost).unwrap();
         for (name, text) in [
             ("cut", &text[..text.len() / 2]),
             ("newer", "{\"schema\":2}"),
             ("other", text.as_str()),
             ("circle", &text.replace("\"shop\"", "\"circle\"").replace("[\n        \"db\"\n", "[\n        \"web\"\n")),
+            ("lost", &lost),
             ("many", &text.replace("\"shop\"", "\"many\"").replace("\"count\": 2", "\"count\": 4000000000")),
         ] {
             std::fs::write(home.cluster(name), text).unwrap();
@@ -150,6 +160,7 @@ mod tests {
         let told = [
             ("circle", "wait for each other"),
             ("cut", "EOF"),
+            ("lost", "the snapshot 'v1': '../../..' is no name of a snapshot"),
             ("many", "too many"),
             ("newer", "schema 2"),
             ("other", "'shop'"),

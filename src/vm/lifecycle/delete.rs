@@ -25,7 +25,7 @@ fn delete_locked(context: &Context, name: &str, force: bool, with_snapshots: boo
             context.observer.note(name, &format!("removing what its name tells: {error:#}"));
             check_snapshots(context, name, with_snapshots)?;
             context.end_strays(name);
-            return remove_files(context, name, context.home.overlay(name).as_path());
+            return remove_files(context, name);
         }
         Err(error) => return Err(error),
         Ok(None) => existing(context.home, name)?,
@@ -75,13 +75,15 @@ pub(super) fn remove(context: &Context, vm: &mut Vm) -> Result<()> {
     }
     reach("delete: marked");
     stop::clear(context, vm);
-    remove_files(context, &vm.name, &vm.overlay)
+    remove_files(context, &vm.name)
 }
 
-fn remove_files(context: &Context, name: &str, overlay: &std::path::Path) -> Result<()> {
+/// Removes what is the VM's by its name: a damaged state file may name anything as its disk.
+fn remove_files(context: &Context, name: &str) -> Result<()> {
     reach("delete: cleared");
-    let stood_on = qcow2::read_header(overlay).ok().and_then(|header| header.backing);
-    files::remove(overlay)?;
+    let overlay = context.home.overlay(name);
+    let stood_on = qcow2::read_header(&overlay).ok().and_then(|header| header.backing);
+    files::remove(&overlay)?;
     reach("delete: disk removed");
     if let Some(origin) = stood_on.and_then(|disk| snapshots::origin_of(context.home, &disk)) {
         snapshots::tidy(context.home, &origin);

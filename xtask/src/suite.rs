@@ -13,7 +13,8 @@ use crate::{build, fuzz, packages};
 /// # Errors
 /// When a test fails, or what the tests need cannot be had.
 pub fn run(filter: Option<&str>) -> Result<()> {
-    for list in [packages::GUEST_IMAGE, packages::RUN, packages::TEST] {
+    // Also what single tests would install by themselves: side by side they would meet apt's lock.
+    for list in [packages::GUEST_IMAGE, packages::RUN, packages::TEST, packages::PACKAGE, packages::DENY] {
         packages::install(list)?;
     }
     let built = build::release()?;

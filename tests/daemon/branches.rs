@@ -57,6 +57,7 @@ fn guest(lab: &Lab, name: &str, id: u32, bridge: &str) -> Process {
             Mac::of_id(id)
         ),
     );
+    lab.passes(name);
     holder
 }
 

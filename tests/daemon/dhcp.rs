@@ -12,6 +12,7 @@ pub fn client(lab: &Lab, name: &str, mac: &str) -> Process {
     let reset =
         format!("ip addr flush dev eth0; ip link set eth0 down; ip link set eth0 address {mac}; ip link set eth0 up");
     lab.run(&holder, &reset);
+    lab.passes(name);
     holder
 }
 

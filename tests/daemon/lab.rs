@@ -158,7 +158,19 @@ impl Lab {
         self.host(&format!("ip link set {name} master puter0; ip link set {name} up"));
         let gateway = "ip route add default via 10.0.0.1";
         self.run(&guest, &format!("ip addr add {address}/24 dev eth0; ip link set eth0 up; {gateway}"));
+        self.passes(name);
         guest
+    }
+
+    /// Waits until bridges pass the frames of this port: they do once the kernel's watch of links has seen its carrier, which
+    /// takes its time on a busy host.
+    pub fn passes(&self, name: &str) {
+        let of_guest = format!(" {name}@");
+        wait("the bridge passes a guest's frames", || {
+            let links = self.host("bridge link");
+            let mut ports = links.lines().filter(|line| line.contains(&of_guest) || line.contains(": puter0-"));
+            links.contains(&of_guest) && ports.all(|line| line.contains("state forwarding"))
+        });
     }
 
     /// Serves a page which says `what` on a port of a namespace.

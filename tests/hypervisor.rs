@@ -143,6 +143,33 @@ fn a_guest_boots_pauses_resumes_and_powers_off() {
     assert!(!machine.api_socket.exists() && !dir.path().join("vsock").exists());
 }
 
+/// As after a kill of whoever has the snapshot written: the one who lets the machine go on comes amid it.
+#[test]
+#[ignore = "needs root"]
+fn who_lets_a_machine_go_on_waits_for_its_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let machine = machine(dir.path(), kernel(), initrd(dir.path(), "while :; do /bin/busybox sleep 1; done"));
+    let _emulator = Emulator::start(&machine, dir.path());
+    let client = Client::new(&machine.api_socket);
+    let console = dir.path().join("console");
+    until("the guest to run", dir.path(), || fs::read_to_string(&console).is_ok_and(|text| text.contains("MARKER")));
+    for round in 0..4 {
+        let to = dir.path().join(format!("snapshot-{round}"));
+        fs::create_dir(&to).unwrap();
+        client.remove_vsock().unwrap();
+        client.pause().unwrap();
+        std::thread::scope(|scope| {
+            let snapshot = scope.spawn(|| Client::new(&machine.api_socket).snapshot(&to));
+            until("the snapshot to begin", dir.path(), || fs::read_dir(&to).unwrap().next().is_some());
+            std::thread::sleep(Duration::from_millis(20 * round));
+            client.resume().unwrap();
+            assert!(to.join("config.json").exists(), "it was not waited for in round {round}");
+            snapshot.join().unwrap().unwrap();
+        });
+        assert_eq!(state(&client), Some(State::Running));
+    }
+}
+
 #[test]
 #[ignore = "needs root"]
 fn a_guest_that_reboots_stays_the_same_machine() {

@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -146,9 +146,10 @@ impl Running {
     pub fn snapshot(&self, directory: &Path) -> Result<()> {
         ensure!(self.qmp.is_paused(), "the VM is not paused");
         ensure!(self.place.machine.shares.is_empty(), "a VM with shared directories cannot be snapshotted");
+        // Held to the end: who asks meanwhile that the machine go on, as its user was killed, waits until it may.
+        let vsock = self.vsock();
         // The guest would have to run for that, and this would be another instant.
-        let vsock = self.vsock.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        ensure!(!vsock, "the VM has its vsock device yet, which is removed before it is paused");
+        ensure!(vsock.is_none(), "the VM has its vsock device yet, which is removed before it is paused");
         let create = |name: &str| {
             let path = directory.join(name);
             File::create_new(&path).with_context(|| format!("cannot write {}", path.display()))
@@ -172,29 +173,38 @@ impl Running {
         create(CONFIG)?.write_all(&config).context("cannot write the configuration")
     }
 
-    /// Lets the machine go on, with its vsock device.
+    /// Lets the machine go on, with its vsock device. A snapshot that is being written is waited for.
     ///
     /// # Errors
     /// When a program does not come up or QEMU refuses.
     pub fn resume(&self) -> Result<()> {
-        if let Some(vsock) = &self.place.machine.vsock {
-            let mut device = self.vsock.lock().unwrap_or_else(PoisonError::into_inner);
-            if device.is_none() {
-                let program = self.place.start_vsock(vsock)?;
-                let address = json!({ "type": "unix", "data": { "path": self.place.device_socket } });
-                let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
-                self.qmp.run("chardev-add", json!({ "id": "vsock", "backend": backend }))?;
-                self.qmp.run("device_add", qemu::plug(&qemu::vsock_device()))?;
-                *device = Some(self.place.relay(program, &self.qmp, PLUG_PAUSE)?);
-            }
+        let mut device = self.vsock();
+        if let Some(vsock) = self.place.machine.vsock.as_ref().filter(|_| device.is_none()) {
+            *device = Some(self.plug(vsock)?);
         }
         self.qmp.execute("cont").map(drop)
     }
 
+    /// Gives the machine its vsock device; where that fails it is as it was, and can be tried again.
+    fn plug(&self, vsock: &Vsock) -> Result<Device> {
+        let device = self.place.relay(self.place.start_vsock(vsock)?, &self.qmp, PLUG_PAUSE)?;
+        let address = json!({ "type": "unix", "data": { "path": self.place.device_socket } });
+        let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
+        self.qmp.run("chardev-add", json!({ "id": "vsock", "backend": backend }))?;
+        let added = self.qmp.run("device_add", qemu::plug(&qemu::vsock_device()));
+        if added.is_err() {
+            let _ = self.qmp.run("chardev-remove", json!({ "id": "vsock" }));
+        }
+        added.map(|_| device)
+    }
+
+    fn vsock(&self) -> MutexGuard<'_, Option<Device>> {
+        self.vsock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Is it without the vsock device that it is to have?
     pub fn is_unplugged(&self) -> bool {
-        let vsock = self.vsock.lock().unwrap_or_else(PoisonError::into_inner);
-        self.place.machine.vsock.is_some() && vsock.is_none()
+        self.place.machine.vsock.is_some() && self.vsock().is_none()
     }
 
     /// Takes the vsock device away, until the machine is resumed. The guest must run for that.
@@ -202,7 +212,7 @@ impl Running {
     /// # Errors
     /// When it does not let go of it.
     pub fn unplug(&self) -> Result<()> {
-        let mut device = self.vsock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut device = self.vsock();
         if device.is_none() {
             return Ok(());
         }

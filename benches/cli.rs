@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use puter::protocol::address::{Mac, Subnet, tap_name};
 use puter::vm::home::Home;
 use puter::vm::state::Vm;
-use xtask::report::Figure;
+use xtask::report::{Figure, median, resident};
 use xtask::{bench, shell};
 
 /// Pairs of runs of a command.
@@ -107,13 +107,6 @@ fn instructions(words: &[String]) -> Result<f64> {
     let said = String::from_utf8_lossy(&output.stderr);
     let count = said.lines().find_map(|line| line.split_once("Collected :")?.1.trim().parse().ok());
     count.with_context(|| format!("valgrind counted nothing of {}: {said}", words.join(" ")))
-}
-
-/// `VmRSS` of a process's status, in MiB (proc_pid_status(5)).
-fn resident(status: &str) -> Result<f64> {
-    let kib =
-        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<f64>().ok());
-    Ok(kib.with_context(|| format!("no VmRSS in '{status}'"))? / 1024.0)
 }
 
 fn puter(arguments: &[&str]) -> Result<String> {
@@ -246,9 +239,4 @@ impl Drop for Killed {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

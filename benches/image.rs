@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use puter::disk::qcow2::{self, Format};
 use puter::image::{PullOptions, Reference, Store};
 use xtask::large_image::TAGS;
-use xtask::report::Figure;
+use xtask::report::{Figure, median};
 use xtask::world::World;
 use xtask::{registry, shell};
 
@@ -79,14 +79,9 @@ fn cost<T>(work: impl FnOnce() -> Result<T>) -> Result<(Cost, T)> {
     Ok((Cost { seconds, written: (after.0 - before.0) / f64::from(1 << 20), busy: after.1 - before.1 }, result))
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
-}
-
 /// The medians of several rounds.
 fn typical(costs: &[Cost]) -> Cost {
-    let of = |part: fn(&Cost) -> f64| median(costs.iter().map(part).collect());
+    let of = |part: fn(&Cost) -> f64| median(costs.iter().map(part));
     Cost { seconds: of(|cost| cost.seconds), written: of(|cost| cost.written), busy: of(|cost| cost.busy) }
 }
 

@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use puter::net::tap;
 use puter::protocol::address::{Mac, Subnet};
-use xtask::report::Figure;
+use xtask::report::{self, Figure, median};
 
 use lab::{Daemon, Lab, Process, UID, wait};
 
@@ -224,8 +224,7 @@ fn scale() -> Scale {
 /// A process's resident memory in MiB (proc(5)).
 fn resident(pid: u32) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+    report::resident(&status).unwrap()
 }
 
 fn main() {
@@ -285,10 +284,4 @@ fn main() {
     ] {
         figure.tell();
     }
-}
-
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

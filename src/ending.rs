@@ -48,7 +48,8 @@ fn is_shot(status: &str, stat: &str) -> bool {
 pub fn is_ending(pid: u32) -> bool {
     let proc = Path::new("/proc").join(pid.to_string());
     let read = |name: &str| fs::read_to_string(proc.join(name)).unwrap_or_default();
-    if start_time(pid).is_some() && is_shot(&read("status"), &read("stat")) {
+    let stat = read("stat");
+    if parse_stat(&stat).is_some() && is_shot(&read("status"), &stat) {
         return true;
     }
     let without_memory = fs::read(proc.join("cmdline")).is_ok_and(|line| line.is_empty());

@@ -29,7 +29,7 @@ use puter::vm::snapshots::{self, Snapshot};
 use puter::vm::state::Vm;
 use puter::vm::{daemon, files};
 use xtask::bench;
-use xtask::report::Figure;
+use xtask::report::{Figure, median};
 
 const SOURCE: &str = "bench-source";
 /// Pairs of measurements.
@@ -161,10 +161,10 @@ impl Bench {
         line("paused for `puter snapshot`", paused);
         line("`puter clone`, to the agent's answer (median)", clone);
         line("`puter clone`, whole (median)", whole);
-        let times: Vec<f64> = bares.iter().map(|all| median(all.iter().map(|one| one.seconds).collect())).collect();
+        let times: Vec<f64> = bares.iter().map(|all| median(all.iter().map(|one| one.seconds))).collect();
         for ((way, time), all) in ways.iter().zip(&times).zip(&bares) {
             line(&format!("bare restore, {}, to the agent's answer (median)", way.name), *time);
-            let private = median(all.iter().map(|one| one.memory.private as f64).collect());
+            let private = median(all.iter().map(|one| one.memory.private as f64));
             println!("    its memory then: {} of its own", show_size(private as u64));
         }
         line(&format!("{MANY} clones in one command, to the last agent's answer"), many);
@@ -388,9 +388,4 @@ impl Bench {
 
 fn exists(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok()
-}
-
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
 }

@@ -10,7 +10,9 @@ use puter::hypervisor::{Launch, process};
 use puter::protocol::daemon::TapRequest;
 use puter::vm::state::Vm;
 
-use super::{Bare, Bench, SOURCE, median};
+use xtask::report::median;
+
+use super::{Bare, Bench, SOURCE};
 
 /// Pairs of starts.
 const ROUNDS: usize = 3;

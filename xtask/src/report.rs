@@ -130,6 +130,23 @@ pub fn machine() -> Vec<(String, String)> {
     all.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?))).collect()
 }
 
+/// The one in the middle; of none, 0.
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+/// `VmRSS` of a process's status, in MiB (proc_pid_status(5)).
+///
+/// # Errors
+/// When the text has none.
+pub fn resident(status: &str) -> Result<f64> {
+    let kib =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<f64>().ok());
+    Ok(kib.with_context(|| format!("no VmRSS in '{status}'"))? / 1024.0)
+}
+
 /// A number with three digits that count.
 fn short(value: f64) -> String {
     let digits = if value == 0.0 { 0 } else { (2 - value.abs().log10().floor() as i32).clamp(0, 4) as usize };

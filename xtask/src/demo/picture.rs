@@ -106,7 +106,7 @@ pub fn draw(recording: &Recording, wanted: &[&str]) -> String {
 }
 
 /// Text as XML has it; what XML cannot hold is left out.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::new();
     for c in text.chars().filter(|c| !c.is_control()) {
         match c {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Figure, short};
+use crate::demo::picture::escape;
 
 /// Widths and heights in pixels.
 const LABELS: f64 = 380.0;
@@ -18,10 +19,6 @@ const TICKS: [f64; 6] = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0];
 fn place(cost: f64) -> f64 {
     let part = (cost.clamp(LEAST, MOST) / LEAST).ln() / (MOST / LEAST).ln();
     LABELS + BARS * part
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 /// The figures that have a peer, as bars; a bar ends left of the line at 1 where puter costs less. A triangle is a goal.

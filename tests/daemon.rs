@@ -22,6 +22,8 @@ mod ipv6;
 mod isolation;
 #[path = "daemon/lab.rs"]
 mod lab;
+#[path = "daemon/removal.rs"]
+mod removal;
 #[path = "daemon/scale.rs"]
 mod scale;
 #[path = "daemon/traffic.rs"]
@@ -196,8 +198,8 @@ fn taps_are_made_found_again_and_removed() {
     assert_eq!(lab.request("DELETE", "/v1/taps/web", "").0, 204);
     assert_eq!(lab.request("DELETE", "/v1/taps/web", "").0, 404);
     assert_eq!(lab.request("DELETE", "/v1/taps/mine", "").0, 404);
-    let left = lab.host("ip -o link");
-    assert!(!left.contains("pt-web") && left.contains("pt-mine"), "{left}");
+    wait("the TAP goes", || !lab.host("ip -o link").contains("pt-web"));
+    assert!(lab.host("ip -o link").contains("pt-mine"));
 }
 
 #[test]

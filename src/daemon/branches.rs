@@ -21,10 +21,11 @@ impl Network {
         loop {
             let room = self.read_place().bridges.room();
             let Some(bridge) = room else {
-                // TAPs that others removed may have left room.
+                // TAPs that are about to go may make room, and those that others removed may have left some.
                 if looked {
                     self.grow(socket)?;
                 } else {
+                    self.clear(socket)?;
                     self.refresh(socket)?;
                     looked = true;
                 }

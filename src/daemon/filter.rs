@@ -24,9 +24,11 @@ pub(super) fn guest_of(place: &Place, tap: &str, alias: &Alias) -> Option<Guest>
     Some(Guest { tap: tap.to_owned(), mac, address, address6, isolated })
 }
 
-/// The guests of all TAPs that carry puterd's mark.
+/// The guests of all TAPs that carry puterd's mark. One that is about to go keeps its filter until it has gone: its user
+/// may still open it.
 pub(super) fn guests(place: &Place, links: &[Link]) -> Vec<Guest> {
-    links.iter().filter_map(|link| guest_of(place, &link.name, &place.marked(link)?)).collect()
+    let alias = |link| place.marked(link).or_else(|| place.removed(link));
+    links.iter().filter_map(|link| guest_of(place, &link.name, &alias(link)?)).collect()
 }
 
 impl Network {

@@ -22,6 +22,7 @@ mod known;
 mod neighbours;
 mod network;
 mod network6;
+mod removal;
 mod resolvers;
 pub mod server;
 mod socket;
@@ -155,6 +156,7 @@ fn run(options: Options) -> Result<()> {
         let network = Arc::new(network);
         network.serve_names()?;
         network.serve_dhcp()?;
+        network.remove_marked()?;
         watch::start(network.clone())?;
         smol::block_on(serve(&listener, &network, &path))?;
         Ok(network)
@@ -164,6 +166,8 @@ fn run(options: Options) -> Result<()> {
     if options.teardown {
         network.tear_down()?;
         log!("removed the bridge and all that was on it");
+    } else if let Err(error) = network.clear_now() {
+        log!("{error:#}");
     }
     Ok(())
 }

@@ -16,6 +16,7 @@ use super::end::End;
 use super::filter::{guest_of, guests};
 use super::known::Known;
 use super::network6::{self, Way};
+use super::removal::{self, Leaving};
 use super::resolvers;
 use super::taps::{Action, Alias, Place};
 use crate::dhcp::server::Server;
@@ -29,8 +30,6 @@ use crate::protocol::address::{BRIDGE_MAC, Mac, tap_name};
 use crate::protocol::daemon::{Lease, Status, Tap, TapRequest};
 use crate::protocol::ipv6::Network6;
 
-/// From here on a number is sought for the group of interfaces that are removed together.
-const GROUP: u32 = 0x7074_0000;
 /// The host's name servers.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -45,6 +44,8 @@ pub struct Network {
     pub(super) known: RwLock<Known>,
     /// What DHCP has lent.
     dhcp: Arc<Mutex<Engine>>,
+    /// TAPs that are about to go.
+    pub(super) leaving: Leaving,
     /// TAPs that are gone, and whose filters may be left.
     gone: Mutex<Vec<Chain>>,
     /// The generation of nftables in which all of puterd's rules were found right.
@@ -86,6 +87,7 @@ impl Network {
             socket: Mutex::new(socket),
             known: RwLock::default(),
             dhcp: Arc::new(Mutex::new(Engine::new(config))),
+            leaving: Leaving::default(),
             gone: Mutex::default(),
             sound: Mutex::default(),
             neighbours: AtomicUsize::new(0),
@@ -119,6 +121,7 @@ impl Network {
     /// Puts the filters in place for what a former run left, and removes further bridges that nothing is on.
     fn adopt_filters(&self) -> Result<()> {
         let mut socket = self.lock();
+        self.clear_former(&mut socket)?;
         let links = self.drop_empty(&mut socket)?;
         self.install(&self.policy(&links), &guests(&self.place(), &links))
     }
@@ -181,16 +184,8 @@ impl Network {
         self.closing.store(true, Ordering::SeqCst);
         let place = self.place();
         let links = link::list(&mut socket).context("cannot list the interfaces")?;
-        let taps: Vec<&Link> = links.iter().filter(|link| place.marked(link).is_some()).collect();
-        // A number that nobody uses for anything.
-        let group = (GROUP..).find(|group| links.iter().all(|link| link.group != *group)).unwrap_or(GROUP);
-        for tap in &taps {
-            link::set_group(&mut socket, tap.index, group)
-                .with_context(|| format!("cannot remove the TAP {}", tap.name))?;
-        }
-        if !taps.is_empty() {
-            link::delete_group(&mut socket, group).context("cannot remove the TAPs")?;
-        }
+        let is_tap = |link: &&Link| place.marked(link).is_some() || place.removed(link).is_some();
+        removal::delete_all(&mut socket, &links.iter().filter(is_tap).cloned().collect::<Vec<Link>>())?;
         for (number, branch) in branch::find(&self.settings, &links) {
             self.discard(&mut socket, number, &branch)?;
         }
@@ -315,7 +310,13 @@ impl Network {
         for vm in [Some(vm), holder.as_deref()].into_iter().flatten() {
             let name = tap_name(vm);
             let found = link::find(socket, &name).with_context(|| format!("cannot look for the interface {name}"))?;
-            links.extend(found);
+            match found {
+                // One that is about to go, and that somebody has opened meanwhile.
+                Some(link) if link.carrier && self.read_place().removed(&link).is_some() => {
+                    self.remove_all(socket, &[link])?;
+                }
+                found => links.extend(found),
+            }
         }
         Ok(links)
     }
@@ -356,13 +357,17 @@ impl Network {
         // Before the first frame can pass: what is not this VM's own stops at the TAP.
         let place = self.place();
         let guest = guest_of(&place, &link.name, &alias).context("the id has no address")?;
-        // One without an alias is new, or was left half made.
-        let guarded = match link.alias {
+        let former = place.marked(link);
+        // One that was about to go has a filter, of this or another id.
+        let left = place.removed(link).and_then(|left| guest_of(&place, &link.name, &left));
+        self.unguarded().extend(left.map(|left| nft::chain_of(&self.settings.bridge, &left)));
+        // One without a mark is new, or was left half made.
+        let guarded = match former {
             None => self.guard_new(&request.vm, &guest),
             Some(_) => nft::guard(&self.settings.bridge, std::slice::from_ref(&guest)),
         };
         guarded.with_context(|| format!("cannot filter the TAP {} in nftables", link.name))?;
-        let before = place.marked(link).and_then(|former| guest_of(&place, &link.name, &former));
+        let before = former.and_then(|former| guest_of(&place, &link.name, &former));
         let before = before.filter(|before| before.isolated.is_some());
         if before.is_some() || guest.isolated.is_some() {
             self.isolate(socket, before.as_ref(), &guest)
@@ -439,27 +444,24 @@ impl Backend for Network {
         let name = tap_name(vm);
         let found = link::find(&mut socket, &name).with_context(|| format!("cannot look for the interface {name}"));
         let place = self.place();
-        let link = found.map_err(internal)?.filter(|l| place.marked(l).is_some_and(|alias| alias.vm == vm));
-        let Some(link) = link else {
+        let named = |link: Link| place.marked(&link).filter(|alias| alias.vm == vm).map(|alias| (link, alias));
+        let Some((link, alias)) = found.map_err(internal)?.and_then(named) else {
             self.known_mut().remove(vm);
             return Err(ApiError::new(404, "no_such_tap", format!("the VM {vm} has no TAP")));
         };
-        let removed = link::delete(&mut socket, link.index);
+        // What holds it is cut off before the answer.
+        let removed = match link.carrier {
+            true => self.remove_all(&mut socket, std::slice::from_ref(&link)),
+            false => self.leave(&mut socket, &link, &alias),
+        };
         removed.with_context(|| format!("cannot remove the TAP {}", link.name)).map_err(internal)?;
-        if let Some(master) = link.master {
-            self.place_mut().bridges.freed(master);
-        }
-        if let Some(alias) = place.marked(&link) {
-            if let Some(guest) = guest_of(&place, &link.name, &alias) {
-                // Its filter goes with the next look after the network: the kernel takes its time over that.
-                self.unguarded().push(nft::chain_of(&self.settings.bridge, &guest));
-                let free = Guest { isolated: None, ..guest.clone() };
-                if let Some(Err(error)) = alias.isolated.then(|| self.isolate(&mut socket, Some(&guest), &free)) {
-                    log!("cannot forget the isolation of {}: {error:#}", link.name);
-                }
+        if let Some(guest) = guest_of(&place, &link.name, &alias) {
+            let free = Guest { isolated: None, ..guest.clone() };
+            if let Some(Err(error)) = alias.isolated.then(|| self.isolate(&mut socket, Some(&guest), &free)) {
+                log!("cannot forget the isolation of {}: {error:#}", link.name);
             }
-            self.engine().forget(Mac::of_id(alias.id));
         }
+        self.engine().forget(Mac::of_id(alias.id));
         self.known_mut().remove(vm);
         log!("removed the TAP {} of {vm}", link.name);
         Ok(())

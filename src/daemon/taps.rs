@@ -67,6 +67,15 @@ impl From<&TapRequest> for Alias {
     }
 }
 
+/// Before the alias of a TAP that is about to go.
+const REMOVED: &str = "removed:";
+
+/// The alias of a TAP that is about to go.
+pub fn removed(alias: &Alias) -> String {
+    // Whom it was kept from is forgotten at once.
+    format!("{REMOVED}{}", Alias { isolated: false, member: None, ..alias.clone() })
+}
+
 /// Where puterd's TAPs are.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -83,7 +92,7 @@ pub struct Place {
 pub enum Action {
     /// There is none yet.
     Create,
-    /// A former run made this one and was stopped before it was ready.
+    /// A former run made this one and was stopped before it was ready, or it is about to go.
     Finish(Link),
     /// It is there, with this alias of before.
     Keep(Link, Alias),
@@ -97,9 +106,18 @@ impl Place {
 
     /// The VM that a TAP of this user names, on these bridges or on none.
     pub fn marked(&self, link: &Link) -> Option<Alias> {
+        self.named(link, link.alias.as_deref()?)
+    }
+
+    /// The VM that had a TAP which is about to go.
+    pub fn removed(&self, link: &Link) -> Option<Alias> {
+        self.named(link, link.alias.as_deref()?.strip_prefix(REMOVED)?)
+    }
+
+    fn named(&self, link: &Link, alias: &str) -> Option<Alias> {
         let mine = link.kind.as_deref() == Some("tun") && link.owner == Some(self.uid);
         let free = link.master.is_none() || self.bridges.holds(link.master);
-        let alias: Alias = link.alias.as_deref()?.parse().ok()?;
+        let alias: Alias = alias.parse().ok()?;
         (mine && free && link.name == tap_name(&alias.vm) && self.subnet.address(alias.id).is_some()).then_some(alias)
     }
 
@@ -173,7 +191,7 @@ impl Place {
         let name = tap_name(vm);
         match links.iter().find(|l| l.name == name) {
             None => Ok(Action::Create),
-            Some(link) if self.half_made(link) => Ok(Action::Finish(link.clone())),
+            Some(link) if self.half_made(link) || self.removed(link).is_some() => Ok(Action::Finish(link.clone())),
             Some(link) => {
                 let whose = match link.alias.as_deref().map(str::parse::<Alias>) {
                     Some(Ok(alias)) => format!("serves the VM {} (id {})", alias.vm, alias.id),

@@ -303,6 +303,7 @@ fn a_restart_adopts_further_bridges_and_removes_empty_ones() {
     // Room on the first is used first; an empty bridge goes with the next start.
     assert_eq!(lab.request("DELETE", "/v1/taps/t1", "").0, 204);
     assert_eq!(lab.request("DELETE", "/v1/taps/t6", "").0, 204);
+    wait("they go", || !lab.host("ip link").contains("pt-t1:"));
     make(&lab, 7);
     assert_eq!(master(&lab, "pt-t7"), "puter0");
     daemon.stop(Signal::TERM);

@@ -334,6 +334,11 @@ impl Daemon {
         rustix::process::kill_process(Pid::from_child(&self.process.0), Signal::KILL).unwrap();
     }
 
+    /// Waits for an end that comes by itself.
+    pub fn ended(&mut self) {
+        wait("puterd ends", || self.process.0.try_wait().unwrap().is_some());
+    }
+
     /// Sends a signal and waits for the end.
     pub fn stop(mut self, signal: Signal) -> ExitStatus {
         rustix::process::kill_process(Pid::from_child(&self.process.0), signal).unwrap();

@@ -6,7 +6,7 @@ use puter::protocol::daemon::{Lease, Status, Tap};
 use rustix::process::Signal;
 
 use crate::code;
-use crate::lab::{Daemon, Lab, UID};
+use crate::lab::{Daemon, Lab, UID, wait};
 use crate::traffic::frames;
 
 #[allow(dead_code)]
@@ -61,6 +61,7 @@ fn work(lab: &Lab, daemon: &Daemon) -> u64 {
     for n in 0..TIMES {
         assert_eq!(lab.request("DELETE", &format!("/v1/taps/x-{n}"), "").0, 204);
     }
+    wait("they go", || !lab.host("ip link").contains("pt-x-"));
     ticks(daemon) - before
 }
 

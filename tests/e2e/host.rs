@@ -169,8 +169,11 @@ impl Host {
 
     /// The TAPs in the world.
     pub fn taps(&self) -> Vec<String> {
-        let links = output(self.world.root("ls").arg("/sys/class/net")).unwrap();
-        links.split_whitespace().filter(|name| name.starts_with("pt-")).map(String::from).collect()
+        // One that is about to go says so.
+        let script =
+            "cd /sys/class/net; for t in pt-*; do grep -qs ^removed: $t/ifalias || ls -d $t 2>/dev/null || :; done";
+        let links = output(self.world.root("sh").args(["-c", script])).unwrap();
+        links.split_whitespace().map(String::from).collect()
     }
 
     /// The processes in the world whose command line contains `word`, by their number there.

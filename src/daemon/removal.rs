@@ -20,6 +20,10 @@ use crate::net::{Error, Socket, nft};
 
 /// How long others may join the first that is marked.
 const LINGER: Duration = Duration::from_millis(500);
+/// How many go at once: requests wait meanwhile, some 150 ms.
+const AT_ONCE: usize = 64;
+/// Between two such crowds requests have their turn.
+const TURN: Duration = Duration::from_millis(10);
 /// From here on a number is sought for the group of interfaces that are removed together.
 const GROUP: u32 = 0x7074_0000;
 
@@ -48,8 +52,11 @@ impl Network {
                 let all = network.leaving.all();
                 drop(network.leaving.more.wait_while(all, |all| all.is_empty()));
                 thread::sleep(LINGER);
-                if let Err(error) = network.clear_now() {
-                    log!("{error:#}; the next start tries it again");
+                while !network.leaving.all().is_empty() {
+                    if let Err(error) = network.clear(&mut network.lock()) {
+                        log!("{error:#}; the next start tries it again");
+                    }
+                    thread::sleep(TURN);
                 }
             }
         };
@@ -69,14 +76,23 @@ impl Network {
     /// # Errors
     /// The kernel's refusal.
     pub fn clear_now(&self) -> Result<()> {
-        self.clear(&mut self.lock())
+        let mut socket = self.lock();
+        while !self.leaving.all().is_empty() {
+            self.clear(&mut socket)?;
+        }
+        Ok(())
     }
 
+    /// Removes some of them, if there are any.
     pub(super) fn clear(&self, socket: &mut Socket) -> Result<()> {
-        let mut indices = std::mem::take(&mut *self.leaving.all());
-        // One that was taken into use again may have been marked again.
-        indices.sort_unstable();
-        indices.dedup();
+        let indices: Vec<u32> = {
+            let mut all = self.leaving.all();
+            // One that was taken into use again may have been marked again.
+            all.sort_unstable();
+            all.dedup();
+            let count = all.len().min(AT_ONCE);
+            all.drain(..count).collect()
+        };
         let mut links = Vec::new();
         for index in indices {
             let link = link::get(socket, index).context("cannot look for an interface")?;

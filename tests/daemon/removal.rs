@@ -7,6 +7,8 @@ use rustix::process::Signal;
 use crate::lab::{Lab, UID, wait};
 use crate::{attached, hold_tap};
 
+const MANY: u32 = 70;
+
 fn make(lab: &Lab, vm: &str, id: u32) -> Tap {
     lab.json("POST", "/v1/taps", &format!(r#"{{"vm":"{vm}","id":{id}}}"#))
 }
@@ -34,20 +36,23 @@ fn what_is_removed_is_nobodys_at_once_and_goes_with_its_filter() {
     let daemon = lab.start(&[]);
     let before = lab.host("ip -o link | wc -l");
     let of = |n: u32| format!("t{n}");
-    (1..=8).for_each(|n| drop(make(&lab, &of(n), n)));
-    let keeper = lab.host("ip -o link show pt-t8");
-    (1..=7).for_each(|n| remove(&lab, &of(n)));
+    // More than go at once.
+    (1..=MANY).for_each(|n| drop(make(&lab, &of(n), n)));
+    let keeper = lab.host("ip -o link show pt-t70");
+    (1..MANY).for_each(|n| remove(&lab, &of(n)));
     let left: Vec<Tap> = lab.json("GET", "/v1/taps", "");
-    assert_eq!(left.iter().map(|tap| tap.vm.as_str()).collect::<Vec<_>>(), ["t8"]);
+    assert_eq!(left.iter().map(|tap| tap.vm.as_str()).collect::<Vec<_>>(), ["t70"]);
     assert_eq!(lab.json::<Status>("GET", "/v1/status", "").taps, 1);
     assert_eq!(lab.request("DELETE", "/v1/taps/t1", "").0, 404);
     // Its number is free for another.
     assert_eq!(make(&lab, "next", 1).mac, Mac::of_id(1));
-    wait("the TAPs go", || (1..=7).all(|n| !exists(&lab, &format!("pt-t{n}"))));
-    wait("their filters go", || !lab.host("nft list ruleset").contains("pt-t1 "));
-    assert_eq!(lab.host("ip -o link show pt-t8"), keeper);
-    assert_eq!((filter(&lab, "pt-t8").1, filter(&lab, "pt-next").1), (1, 1));
-    ["t8", "next"].iter().for_each(|vm| remove(&lab, vm));
+    let names = ["pt-next", "pt-t70"];
+    let all = || lab.host("ls /sys/class/net | grep ^pt- | sort");
+    wait("the TAPs go", || all().lines().eq(names));
+    wait("their filters go", || lab.host("nft list ruleset").matches("chain pt-").count() == names.len());
+    assert_eq!(lab.host("ip -o link show pt-t70"), keeper);
+    assert_eq!((filter(&lab, "pt-t70").1, filter(&lab, "pt-next").1), (1, 1));
+    ["t70", "next"].iter().for_each(|vm| remove(&lab, vm));
     // A clean stop leaves none of them behind.
     daemon.stop(Signal::TERM);
     assert_eq!(lab.host("ip -o link | wc -l"), before);

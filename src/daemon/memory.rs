@@ -1,13 +1,19 @@
-//! What puterd keeps in memory: it runs for months, and much of its code and data is for its start alone.
+//! What puterd keeps in memory: it runs for months, and mostly waits.
 
 use std::ffi::c_void;
 use std::fs;
 
 use rustix::mm::{Advice, madvise};
 
-/// Gives back the pages of the executable that the start has brought in. What is needed again comes again from the page
-/// cache, and what is not, such as its relocations and the reading of options, does not.
-pub fn leave_start_behind() {
+/// Gives back what is in memory only because it was needed once: free parts of the heap, and the pages of the executable.
+/// What is needed again of these comes again from the page cache, in microseconds; what is not, such as relocations and the
+/// reading of options, does not.
+pub fn give_back() {
+    // SAFETY: malloc_trim(3) takes a number, and the locks that it needs.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0)
+    };
     let Ok(maps) = fs::read_to_string("/proc/self/maps") else { return };
     let Ok(own) = std::env::current_exe() else { return };
     let own = own.to_string_lossy();

@@ -183,7 +183,7 @@ async fn serve(listener: &Listener, network: &Arc<Network>, path: &std::path::Pa
     };
     let Settings { bridge, subnet, uid, .. } = network.settings();
     log!("ready on {}: bridge {bridge}, {subnet}", path.display());
-    memory::leave_start_behind();
+    memory::give_back();
     socket::notify(&format!("READY=1\nSTATUS=bridge {bridge}, {subnet}"));
     server::serve(&listener.socket, *uid, network.clone(), stop).await
 }

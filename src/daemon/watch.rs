@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rustix::time::{ClockId, clock_gettime};
 
+use super::memory;
 use super::upkeep::{Kept, Part};
 use crate::net::events::Events;
 
@@ -21,6 +22,8 @@ const SETTLE: Duration = Duration::from_millis(20);
 const LOOK_SHARE: u32 = 10;
 /// How long the next look waits at most because this one had to wait.
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
+/// After so long without a change there will be none for some time.
+const QUIET: Duration = Duration::from_secs(5);
 /// How often in a row something is mended without a pause.
 const AT_ONCE: u32 = 3;
 /// The first pause, which doubles.
@@ -126,15 +129,27 @@ fn attend(kept: &dyn Kept, changes: &Receiver<()>) {
         thread::sleep((worked().saturating_sub(before) * LOOK_SHARE).max(waits).max(SETTLE));
         // What came meanwhile is looked at now: it was not heard, so it is still in the channel.
         let wake = [next, efforts.peace()].into_iter().flatten().min();
-        let heard = match wake {
-            Some(at) => changes.recv_timeout(at.saturating_duration_since(Instant::now())),
-            None => changes.recv().map_err(|_| RecvTimeoutError::Disconnected),
-        };
-        match heard {
+        match hear(changes, wake) {
             Ok(()) => thread::sleep(SETTLE),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
+    }
+}
+
+/// Waits for a change, until a time. When it has been quiet for a while, what the last changes needed is given back.
+fn hear(changes: &Receiver<()>, until: Option<Instant>) -> Result<(), RecvTimeoutError> {
+    let left = || until.map(|at| at.saturating_duration_since(Instant::now()));
+    match left() {
+        Some(left) if left <= QUIET => return changes.recv_timeout(left),
+        _ => match changes.recv_timeout(QUIET) {
+            Err(RecvTimeoutError::Timeout) => memory::give_back(),
+            heard => return heard,
+        },
+    }
+    match left() {
+        Some(left) => changes.recv_timeout(left),
+        None => changes.recv().map_err(|_| RecvTimeoutError::Disconnected),
     }
 }
 
@@ -223,6 +238,24 @@ mod tests {
         fn complain(&self, troubles: Vec<String>) {
             *self.complaints.lock().unwrap() = troubles;
         }
+    }
+
+    #[test]
+    fn a_change_is_heard_at_once_and_an_end_too_however_long_it_was_quiet() {
+        let (sender, changes) = sync_channel(1);
+        let soon = |after| Some(Instant::now() + after);
+        assert_eq!(hear(&changes, soon(Duration::ZERO)), Err(RecvTimeoutError::Timeout));
+        sender.send(()).unwrap();
+        assert_eq!(hear(&changes, None), Ok(()));
+        let began = Instant::now();
+        let late = thread::spawn(move || {
+            thread::sleep(QUIET + Duration::from_millis(200));
+            sender.send(()).unwrap();
+        });
+        assert_eq!(hear(&changes, soon(QUIET * 10)), Ok(()));
+        assert!(began.elapsed() > QUIET, "after it was quiet");
+        late.join().unwrap();
+        assert_eq!(hear(&changes, soon(QUIET * 10)), Err(RecvTimeoutError::Disconnected));
     }
 
     #[test]

@@ -114,15 +114,16 @@ impl Network {
 
     /// Removes TAPs and forgets them; their filters go with the next look after the network.
     pub(super) fn remove_all(&self, socket: &mut Socket, links: &[Link]) -> Result<()> {
+        let place = self.place();
+        for link in links {
+            let alias = place.marked(link).or_else(|| place.removed(link));
+            let guest = alias.and_then(|alias| guest_of(&place, &link.name, &alias));
+            // Before: the kernel tells that they go long before they have gone, and then the watch looks.
+            self.unguarded().extend(guest.map(|guest| nft::chain_of(&self.settings.bridge, &guest)));
+        }
         delete_all(socket, links)?;
         let mut place = self.place_mut();
-        for link in links {
-            link.master.into_iter().for_each(|master| place.bridges.freed(master));
-            let alias = place.marked(link).or_else(|| place.removed(link));
-            if let Some(guest) = alias.and_then(|alias| guest_of(&place, &link.name, &alias)) {
-                self.unguarded().push(nft::chain_of(&self.settings.bridge, &guest));
-            }
-        }
+        links.iter().filter_map(|link| link.master).for_each(|master| place.bridges.freed(master));
         Ok(())
     }
 }

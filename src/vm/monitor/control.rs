@@ -1,8 +1,9 @@
 //! What is asked of a monitor while its VM runs: one JSON object a line, one request for each connection.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -23,6 +24,10 @@ const CLIENT_LIMIT: Duration = Duration::from_secs(2);
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Pause after an error that may last.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// How often one that hangs up is asked again, and the time between.
+const HANG_UPS: usize = 50;
+const BETWEEN: Duration = Duration::from_millis(20);
 
 /// What is wanted.
 #[derive(Debug, Serialize, Deserialize)]
@@ -76,6 +81,28 @@ pub enum NoReply {
 /// # Errors
 /// When there is none, it does not answer in time, or it cannot do so.
 pub fn ask(home: &Home, vm: &str, request: &Request) -> Result<Vec<Published>, NoReply> {
+    let mut reply = once(home, vm, request);
+    // One that was killed may still take a connection and then drop it, until its last thread has ended. To ask twice does no
+    // harm: a request says what is to be, not what is to change.
+    for _ in 0..HANG_UPS {
+        match &reply {
+            Err(NoReply::Silent(error)) if is_hang_up(error) => thread::sleep(BETWEEN),
+            _ => break,
+        }
+        reply = once(home, vm, request);
+    }
+    reply
+}
+
+fn is_hang_up(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        kind.is_some_and(|kind| [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset].contains(&kind))
+            || cause.downcast_ref::<serde_json::Error>().is_some_and(serde_json::Error::is_eof)
+    })
+}
+
+fn once(home: &Home, vm: &str, request: &Request) -> Result<Vec<Published>, NoReply> {
     let Ok(stream) = ending::connect(&home.monitor(vm)) else { return Err(NoReply::Gone) };
     let exchange = || -> Result<Reply> {
         stream.set_read_timeout(Some(ANSWER_LIMIT))?;
@@ -138,6 +165,20 @@ mod tests {
 
     use super::*;
     use crate::vm::monitor::forward::{Limits, prepare};
+
+    #[test]
+    fn one_that_ends_amid_a_request_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path());
+        home.prepare().unwrap();
+        let listener = UnixListener::bind(home.monitor("web")).unwrap();
+        let ends = thread::spawn(move || {
+            (0..2).for_each(|_| drop(listener.accept().unwrap()));
+        });
+        let reply = ask(&home, "web", &Request::Ports {});
+        assert!(matches!(reply, Err(NoReply::Gone)), "{reply:?}");
+        ends.join().unwrap();
+    }
 
     #[test]
     fn clients_that_are_silent_or_talk_nonsense_keep_nobody_from_an_answer() {

@@ -27,8 +27,7 @@ pub(super) fn guest_of(place: &Place, tap: &str, alias: &Alias) -> Option<Guest>
 /// The guests of all TAPs that carry puterd's mark. One that is about to go keeps its filter until it has gone: its user
 /// may still open it.
 pub(super) fn guests(place: &Place, links: &[Link]) -> Vec<Guest> {
-    let alias = |link| place.marked(link).or_else(|| place.removed(link));
-    links.iter().filter_map(|link| guest_of(place, &link.name, &alias(link)?)).collect()
+    links.iter().filter_map(|link| guest_of(place, &link.name, &place.of(link)?)).collect()
 }
 
 impl Network {

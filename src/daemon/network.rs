@@ -184,8 +184,8 @@ impl Network {
         self.closing.store(true, Ordering::SeqCst);
         let place = self.place();
         let links = link::list(&mut socket).context("cannot list the interfaces")?;
-        let is_tap = |link: &&Link| place.marked(link).is_some() || place.removed(link).is_some();
-        removal::delete_all(&mut socket, &links.iter().filter(is_tap).cloned().collect::<Vec<Link>>())?;
+        let taps: Vec<Link> = links.iter().filter(|link| place.of(link).is_some()).cloned().collect();
+        removal::delete_all(&mut socket, &taps)?;
         for (number, branch) in branch::find(&self.settings, &links) {
             self.discard(&mut socket, number, &branch)?;
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::io::Errno;
 
-use super::filter::guest_of;
+use super::filter::guests;
 use super::network::Network;
 use super::taps::{self, Alias};
 use crate::failpoint;
@@ -114,13 +114,9 @@ impl Network {
 
     /// Removes TAPs and forgets them; their filters go with the next look after the network.
     pub(super) fn remove_all(&self, socket: &mut Socket, links: &[Link]) -> Result<()> {
-        let place = self.place();
-        for link in links {
-            let alias = place.marked(link).or_else(|| place.removed(link));
-            let guest = alias.and_then(|alias| guest_of(&place, &link.name, &alias));
-            // Before: the kernel tells that they go long before they have gone, and then the watch looks.
-            self.unguarded().extend(guest.map(|guest| nft::chain_of(&self.settings.bridge, &guest)));
-        }
+        // Before: the kernel tells that they go long before they have gone, and then the watch looks.
+        let guests = guests(&self.place(), links);
+        self.unguarded().extend(guests.iter().map(|guest| nft::chain_of(&self.settings.bridge, guest)));
         delete_all(socket, links)?;
         let mut place = self.place_mut();
         links.iter().filter_map(|link| link.master).for_each(|master| place.bridges.freed(master));

@@ -114,6 +114,11 @@ impl Place {
         self.named(link, link.alias.as_deref()?.strip_prefix(REMOVED)?)
     }
 
+    /// The VM that has or had this TAP, for as long as the interface is there.
+    pub fn of(&self, link: &Link) -> Option<Alias> {
+        self.marked(link).or_else(|| self.removed(link))
+    }
+
     fn named(&self, link: &Link, alias: &str) -> Option<Alias> {
         let mine = link.kind.as_deref() == Some("tun") && link.owner == Some(self.uid);
         let free = link.master.is_none() || self.bridges.holds(link.master);
